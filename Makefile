@@ -1,0 +1,34 @@
+# make demo   four recipes trained and compared on a made data set, from nothing
+# make test   the test suite, from nothing
+# make check  format, lint, types and tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO ?= runs/demo
+
+.PHONY: demo test check install clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml plugins/unimim-example/pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'unimim needs Python 3.11 or newer, e.g. make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable plugins/unimim-example
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python experiments/demo/run.py --out $(DEMO)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 tests plugins
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

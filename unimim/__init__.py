@@ -1,0 +1,111 @@
+"""unimim: masked image modeling as one equation, loss = L(N(T(I_full)), H(S(I_masked))).
+
+Names below are imported on first use, so that `import unimim` does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "hookimpl": "registry",
+    "plugins": "registry",
+    "Component": "registry",
+    "Teacher": "axes",
+    "Norm": "axes",
+    "Student": "axes",
+    "Head": "axes",
+    "Loss": "axes",
+    "MaskSampler": "axes",
+    "Views": "axes",
+    "Batch": "types",
+    "Encoded": "types",
+    "Geometry": "types",
+    "Mask": "types",
+    "Progress": "types",
+    "Query": "types",
+    "Rendition": "types",
+    "Tap": "types",
+    "Target": "types",
+    "TargetSpec": "types",
+    "View": "types",
+    "Schedule": "schedule",
+    "Recipe": "recipe",
+    "Term": "recipe",
+    "RecipeError": "recipe",
+    "load": "recipe",
+    "Objective": "objective",
+    "Sampling": "sampling",
+    "paper": "provenance",
+    "official": "provenance",
+    "ours": "provenance",
+}
+__all__ = [
+    "Batch",
+    "Component",
+    "Encoded",
+    "Geometry",
+    "Head",
+    "Loss",
+    "Mask",
+    "MaskSampler",
+    "Norm",
+    "Objective",
+    "Progress",
+    "Query",
+    "Recipe",
+    "RecipeError",
+    "Rendition",
+    "Sampling",
+    "Schedule",
+    "Student",
+    "Tap",
+    "Target",
+    "TargetSpec",
+    "Teacher",
+    "Term",
+    "View",
+    "Views",
+    "__version__",
+    "hookimpl",
+    "load",
+    "official",
+    "ours",
+    "paper",
+    "plugins",
+]
+
+if TYPE_CHECKING:
+    from .axes import Head, Loss, MaskSampler, Norm, Student, Teacher, Views
+    from .objective import Objective
+    from .provenance import official, ours, paper
+    from .recipe import Recipe, RecipeError, Term, load
+    from .registry import Component, hookimpl, plugins
+    from .sampling import Sampling
+    from .schedule import Schedule
+    from .types import (
+        Batch,
+        Encoded,
+        Geometry,
+        Mask,
+        Progress,
+        Query,
+        Rendition,
+        Tap,
+        Target,
+        TargetSpec,
+        View,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'unimim' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,295 @@
+"""The axes of Eq. 1, loss = L(N(T(I_full)), H(S(I_masked))), as contracts; nothing here computes.
+
+What validation must know before a weight is loaded is a property of the component's Config.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from .registry import Component, by_name
+from .types import Encoded, Geometry, Mask, Progress, Query, Rendition, Size, Tap, Target, TargetSpec, View
+
+Rng = np.random.Generator
+
+
+class Student(Component, nn.Module):
+    """S: a masked view to tokens. The same call without a mask serves evaluation and self-teachers.
+
+    dim: width D of its tokens.  geometry: image and grid it was built for.
+    """
+
+    class Config(Component.Config):
+        @property
+        def geometry(self) -> Geometry:
+            raise TypeError(f"{type(self).__qualname__} must say its geometry")
+
+        @property
+        def dense(self) -> bool:
+            """One token per grid position even when masked (mask tokens, gates); False if hidden patches are dropped."""
+            return True
+
+        @property
+        def can_hide(self) -> bool:
+            """Takes a mask; False for students built to see whole images only."""
+            return True
+
+        @property
+        def num_blocks(self) -> int:
+            """Blocks that a Tap can name."""
+            return 0
+
+        def build(self) -> Student:
+            student: Student = self.component(self)
+            return student
+
+    config: Any
+    dim: int
+    geometry: Geometry
+
+    @abstractmethod
+    def forward(self, view: View, mask: Mask | None = None, taps: Sequence[Tap] = ()) -> Encoded:
+        """view, mask (None: the whole image) -> Encoded with the asked taps."""
+
+    def layer_of(self, parameter: str) -> int:
+        """For layer-wise rates: 0 for embeddings, k for block k (1-based), num_blocks + 1 for the rest."""
+        raise ValueError(
+            f"student {type(self).__name__} does not say which layer {parameter!r} belongs to; unset layer_decay"
+        )
+
+
+class Teacher(Component, nn.Module):
+    """T: a full view to a target on the student's grid. Frozen and in eval mode, buffers included, whatever the engine calls.
+
+    spec: what it returns.  rendition: the cut of the view it reads (None: the student's own image).
+    """
+
+    class Config(Component.Config):
+        @property
+        def discrete(self) -> bool:
+            """Returns ids instead of vectors."""
+            return False
+
+        @property
+        def needs_mask(self) -> bool:
+            """Reads the mask, so it runs once per fold."""
+            return False
+
+        @property
+        def differentiable(self) -> bool:
+            """The gradient flows through the target."""
+            return False
+
+        @property
+        def taps(self) -> tuple[Tap, ...]:
+            """Places of the student it reads, for teachers made of the student."""
+            return ()
+
+        @property
+        def reloads(self) -> bool:
+            """Its weights come from elsewhere whenever it is built, so checkpoints leave them out."""
+            return False
+
+        def build(self, geometry: Geometry) -> Teacher:
+            teacher: Teacher = self.component(self, geometry)
+            return teacher
+
+    config: Any
+    spec: TargetSpec
+    rendition: Rendition | None = None
+
+    @abstractmethod
+    def forward(self, view: View, mask: Mask | None = None) -> Target:
+        """view (the whole image), mask -> Target on the student's grid."""
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in eval mode; a teacher that needs batch statistics overrides this."""
+        super().train(False)
+        return self
+
+    def freeze(self) -> None:
+        self.requires_grad_(False).eval()
+
+    def bind(self, student: Student, head: Head) -> None:
+        """Called once, after all parts exist; self-teachers copy or keep what they need."""
+
+    def fit(self, views: Iterable[View]) -> None:
+        """Called once before a new run, with views of the training data (device of the run), if `needs_fit`."""
+
+    @property
+    def needs_fit(self) -> bool:
+        return False
+
+    def on_step_start(self, progress: Progress) -> None:
+        """Before the forward passes of an optimizer step, once however many micro-batches it has."""
+
+    def on_step_end(self, progress: Progress) -> None:
+        """After the optimizer step; `progress.step` counts the steps done before it."""
+
+    def on_epoch_end(self, progress: Progress) -> None:
+        """After the last step of an epoch."""
+
+    def picture(self, tokens: Tensor) -> Tensor | None:
+        """Targets or predictions (B, N, dim) as images (B, C, H, W) in [0, 1], for teachers that live in pixel space."""
+        return None
+
+
+class Norm(Component, nn.Module):
+    """N: (B, N, D) -> (B, N, D) on the dense target; no parameters, float32."""
+
+    class Config(Component.Config):
+        @property
+        def world(self) -> bool:
+            """Its value depends on the other images of the global batch."""
+            return False
+
+        def build(self) -> Norm:
+            norm: Norm = self.component(self)
+            return norm
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, D) float32 -> (B, N, D)."""
+
+
+class Head(Component, nn.Module):
+    """H: encoded tokens and a query to predictions. Gathers before its last projection."""
+
+    class Config(Component.Config):
+        @property
+        def needs_dense(self) -> bool:
+            """Reads mask tokens at hidden positions from the student."""
+            return False
+
+        @property
+        def taps(self) -> tuple[Tap, ...]:
+            """Places of the student it reads beside the final tokens."""
+            return ()
+
+        def build(self, student: Student, out_dim: int) -> Head:
+            head: Head = self.component(self, student, out_dim)
+            return head
+
+    @abstractmethod
+    def forward(self, encoded: Encoded, query: Query) -> Tensor | tuple[Tensor, ...]:
+        """-> (B, M, out_dim); (B, 1, out_dim) for the image; or several predictions of one target, whose losses add."""
+
+
+class Loss(Component, nn.Module):
+    """L: per-query distances. Averaging happens once, in Objective.
+
+    out_dim: width that predictions of this target need.
+    """
+
+    class Config(Component.Config):
+        @property
+        def discrete(self) -> bool:
+            """Compares with ids."""
+            return False
+
+        @property
+        def joint(self) -> bool:
+            """A function of the set of queries: forward returns (), and all folds and views are passed at once."""
+            return False
+
+        @property
+        def world(self) -> bool:
+            """Its value depends on the other images of the global batch."""
+            return False
+
+        def build(self, spec: TargetSpec) -> Loss:
+            loss: Loss = self.component(self, spec)
+            return loss
+
+    out_dim: int
+
+    def __init__(self, config: Any, spec: TargetSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.out_dim = spec.dim
+
+    @abstractmethod
+    def forward(self, pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+        """pred (B, M, out_dim), target (B, M, dim) or ids (B, M), valid (B, M) bool or None -> (B, M), or ()."""
+
+
+class MaskSampler(Component):
+    """Which patches to hide, drawn in loader workers from the address of the image."""
+
+    class Config(Component.Config):
+        def num_hidden(self, grid: Size) -> int | None:
+            """Patches hidden in every image of `grid`; None if the count varies. ValueError if no such mask exists."""
+            raise TypeError(f"{type(self).__qualname__} must say how many patches it hides")
+
+        @property
+        def num_folds(self) -> int:
+            """K masks for each image."""
+            return 1
+
+        @property
+        def reads_saliency(self) -> bool:
+            """Drawn on the device from the first term's teacher instead of in the loader; its count must be exact."""
+            return False
+
+        def build(self) -> MaskSampler:
+            sampler: MaskSampler = self.component(self)
+            return sampler
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def sample(self, grid: Size, rng: Rng) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """-> (K, N) bool, True = hidden. A sampler that reads saliency returns any mask of the right count."""
+
+    def from_saliency(self, saliency: Tensor, noise: Tensor) -> tuple[Mask, ...]:
+        """saliency (B, N), noise (B, N) uniform in [0, 1) -> K masks, for samplers that read saliency."""
+        raise TypeError(f"{type(self).__name__} does not read saliency")
+
+
+class Views(Component):
+    """From one decoded image to the named crops the student and the teachers see."""
+
+    class Config(Component.Config):
+        @property
+        def names(self) -> tuple[str, ...]:
+            """Names of the views it makes."""
+            return ("main",)
+
+        def build(self) -> Views:
+            views: Views = self.component(self)
+            return views
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def sample(self, image: Tensor, rng: Rng, size: Size, renditions: Sequence[Rendition]) -> dict[str, View]:
+        """image uint8 (C, H, W) of any size -> {name: View with batch size 1, image of `size`, and every rendition}."""
+
+
+if TYPE_CHECKING:
+    StudentConfig = Student.Config
+    TeacherConfig = Teacher.Config
+    NormConfig = Norm.Config
+    HeadConfig = Head.Config
+    LossConfig = Loss.Config
+    MaskConfig = MaskSampler.Config
+    ViewsConfig = Views.Config
+else:
+    StudentConfig = by_name(Student.Config, "students")
+    TeacherConfig = by_name(Teacher.Config, "teachers")
+    NormConfig = by_name(Norm.Config, "norms")
+    HeadConfig = by_name(Head.Config, "heads")
+    LossConfig = by_name(Loss.Config, "losses")
+    MaskConfig = by_name(MaskSampler.Config, "masks")
+    ViewsConfig = by_name(Views.Config, "views")

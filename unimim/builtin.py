@@ -1,0 +1,79 @@
+"""The components that ship with the core, registered like any plugin's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from .recipes import Data, maskdistill, table1
+from .registry import hookimpl
+
+
+@hookimpl
+def unimim_teachers() -> Mapping[str, str]:
+    return {
+        "pixel": "unimim.teachers.pixel:Pixel",
+        "self": "unimim.teachers.self:SelfTeacher",
+        "open_clip": "unimim.teachers.open_clip:OpenClip",
+        "timm": "unimim.teachers.timm:Timm",
+        "dvae": "unimim.teachers.dvae:DVae",
+        "kmeans": "unimim.teachers.kmeans:KMeans",
+    }
+
+
+@hookimpl
+def unimim_norms() -> Mapping[str, str]:
+    return {
+        "identity": "unimim.norms:Identity",
+        "layer": "unimim.norms:Layer",
+        "instance": "unimim.norms:Instance",
+        "batch": "unimim.norms:Batch",
+        "l2": "unimim.norms:L2",
+        "chain": "unimim.norms:Chain",
+    }
+
+
+@hookimpl
+def unimim_students() -> Mapping[str, str]:
+    return {"vit": "unimim.students.vit:ViT"}
+
+
+@hookimpl
+def unimim_heads() -> Mapping[str, str]:
+    return {"fc": "unimim.heads.fc:FC", "decoder": "unimim.heads.decoder:Decoder"}
+
+
+@hookimpl
+def unimim_losses() -> Mapping[str, str]:
+    return {
+        "l1": "unimim.losses:L1",
+        "l2": "unimim.losses:L2",
+        "smooth_l1": "unimim.losses:SmoothL1",
+        "cosine": "unimim.losses:Cosine",
+        "cross_entropy": "unimim.losses:CrossEntropy",
+        "variance": "unimim.losses:Variance",
+        "sum": "unimim.losses:Sum",
+    }
+
+
+@hookimpl
+def unimim_masks() -> Mapping[str, str]:
+    return {
+        "none": "unimim.masks:NoMask",
+        "random": "unimim.masks:Random",
+        "block": "unimim.masks:Block",
+    }
+
+
+@hookimpl
+def unimim_views() -> Mapping[str, str]:
+    return {"crop": "unimim.views:Crop", "center": "unimim.views:Center"}
+
+
+@hookimpl
+def unimim_recipes() -> Mapping[str, Callable[[], Data]]:
+    return {**table1.RECIPES, **maskdistill.RECIPES}
+
+
+@hookimpl
+def unimim_importers() -> Mapping[str, str]:
+    return {}

@@ -1,0 +1,60 @@
+"""Processes: joining a group that torchrun started, and starting one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..world import world_size
+
+
+@contextmanager
+def process_group(device: str, minutes: float = 10.0) -> Iterator[torch.device]:
+    """Join the group of torchrun's environment variables, if they are set; the device of this process.
+
+    NCCL between CUDA devices, gloo otherwise.
+    """
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        yield torch.device(device)
+        return
+    mine = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
+    if mine.type == "cuda":
+        torch.cuda.set_device(mine)
+    dist.init_process_group("nccl" if mine.type == "cuda" else "gloo", timeout=timedelta(minutes=minutes))
+    try:
+        yield mine
+    finally:
+        dist.destroy_process_group()
+
+
+def replicate(module: nn.Module, device: torch.device) -> nn.Module:
+    """`module` behind DDP if there are several processes; parameters and buffers start as those of rank 0."""
+    if world_size() == 1:
+        return module
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(module, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def launch(num_processes: int, arguments: Sequence[str]) -> None:
+    """`python -m unimim ARGUMENTS` in several local processes, through torchrun's own agent."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    threads = max(1, (os.cpu_count() or 1) // num_processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=num_processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0"
+    )
+    elastic_launch(config, _python())("-m", "unimim", *arguments)
+
+
+def _python() -> str:
+    import sys
+
+    return sys.executable

@@ -1,0 +1,34 @@
+"""Parameter groups of a recipe's optimization policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..schedule import Optimization
+
+
+def parameter_groups(module: nn.Module, policy: Optimization, depth_of: Callable[[str], int]) -> list[dict[str, Any]]:
+    """Groups of trainable parameters that share weight decay and rate scale (`layer_decay` ** depth)."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = parameter.ndim <= 1 or name.endswith(".bias") or name.rpartition(".")[2] in policy.no_decay
+        scale = 1.0 if policy.layer_decay is None else policy.layer_decay ** depth_of(name)
+        groups.setdefault((0.0 if plain else policy.weight_decay, scale), []).append(parameter)
+    return [{"params": p, "weight_decay": decay, "rate_scale": scale} for (decay, scale), p in groups.items()]
+
+
+def adamw(module: nn.Module, policy: Optimization, depth_of: Callable[[str], int]) -> torch.optim.AdamW:
+    """AdamW over those groups, fused."""
+    groups = parameter_groups(module, policy, depth_of)
+    return torch.optim.AdamW(groups, lr=policy.lr, betas=policy.betas, eps=policy.eps, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["rate_scale"]

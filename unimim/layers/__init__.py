@@ -1,0 +1,1 @@
+"""Building blocks that students and heads share."""

@@ -1,0 +1,276 @@
+"""Eq. 1 of the paper as a module: loss = sum over terms of weight * L(N(T(I_full)), H(S(I_masked)))."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .address import uniform
+from .axes import Head, Loss, Norm, Student, Teacher
+from .layers.blocks import Block
+from .recipe import Recipe, Term, Where, hides
+from .registry import Component
+from .types import Batch, Encoded, Mask, Progress, Query, Rendition, Target, View, gather
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of the student: on one view under one mask fold."""
+
+    view: View
+    mask: Mask
+    encoded: Encoded
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One term on one pass, before the loss: pred and target at the queried positions, and the dense target."""
+
+    query: Query
+    preds: tuple[Tensor, ...]
+    target: Tensor
+    dense: Tensor
+
+
+class Branch(nn.Module):
+    """Norm, head and loss of one term, and which of the objective's teachers it listens to."""
+
+    def __init__(self, term: Term, teacher: Teacher, student: Student) -> None:
+        super().__init__()
+        self.term = term
+        self.teacher = [teacher]  # in a list: the objective owns it, two branches may share it
+        self.norm: Norm = term.norm.build()
+        self.loss: Loss = term.loss.build(teacher.spec)
+        self.head: Head = term.head.build(student, self.loss.out_dim)
+
+    def query(self, mask: Mask, view: View) -> Query:
+        """The positions of `where`, with the geometry of the target's view."""
+        return query(self.term.where, mask, view)
+
+    def predict(self, target: Target, step: Pass, view: View) -> Prediction:
+        wanted = self.query(step.mask, view)
+        with torch.autocast(step.mask.hidden.device.type, enabled=False):
+            dense = target.tokens if self.term.teacher.discrete else self.norm(target.tokens.float())
+            image = None if target.image is None else self.norm(target.image.float())
+        preds = self.head(step.encoded, wanted)
+        return Prediction(wanted, preds if isinstance(preds, tuple) else (preds,), _select(dense, image, wanted), dense)
+
+    def distances(self, pred: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+        """Per-query distances in float32."""
+        with torch.autocast(pred.device.type, enabled=False):
+            distances: Tensor = self.loss(pred.float(), target, valid)
+        return distances
+
+
+class Objective(nn.Module):
+    """Eq. 1 for one recipe: a pure function of a Batch, drop path and dropout aside. Never subclassed.
+
+    The engine sees forward, count and the three hooks; evaluation sees student.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.student: Student = recipe.student.build()
+        self.teachers = nn.ModuleDict()
+        self.branches = nn.ModuleDict()
+        made: dict[Component.Config, Teacher] = {}
+        for name, term in recipe.terms.items():
+            if term.teacher not in made:
+                made[term.teacher] = self.teachers[name] = term.teacher.build(self.student.geometry)
+            self.branches[name] = Branch(term, made[term.teacher], self.student)
+        for branch in self.terms.values():
+            branch.teacher[0].bind(self.student, branch.head)
+        for teacher in made.values():
+            teacher.freeze()
+        self.hides = {view: hides(mask, recipe.student) for view, mask in recipe.masks.items()}
+        self.taps = tuple(dict.fromkeys(tap for term in recipe.terms.values() for tap in term.head.taps))
+        self.progress = Progress(0, 1, 1)
+
+    @property
+    def terms(self) -> Mapping[str, Branch]:
+        return dict(self.branches.items())  # type: ignore[arg-type]
+
+    @property
+    def renditions(self) -> tuple[Rendition, ...]:
+        """What the loader must cut beside the student's image."""
+        wanted = [teacher.rendition for teacher in self._teachers()]
+        return tuple(dict.fromkeys(rendition for rendition in wanted if rendition is not None))
+
+    def forward(self, batch: Batch, totals: Tensor | None = None) -> dict[str, Tensor]:
+        """{term: its loss, ..., "loss": their weighted sum}, scalars.
+
+        totals (number of terms,): what each term's sum is divided by; None is the batch's own count. An engine that
+        splits a step over micro-batches and processes gives the global counts, and the parts add up to the whole exactly.
+        """
+        own = self.count(batch) if totals is None else totals
+        predictions = self.predictions(batch)
+        losses = {name: self._reduce(name, predictions[name]) / own[i] for i, name in enumerate(self.branches)}
+        weights = {name: term.weight(self.progress.fraction) for name, term in self.recipe.terms.items()}
+        return {**losses, "loss": torch.stack([weights[name] * value for name, value in losses.items()]).sum()}
+
+    def count(self, batch: Batch) -> Tensor:
+        """(number of terms,) float32: what each term's sum over this batch is an average of."""
+        counts = []
+        for name, branch in self.terms.items():
+            passes = [(batch.views[branch.term.view], mask) for view in batch.masks for mask in batch.masks[view]]
+            counts.append(sum(self._weight(branch.query(mask, view), len(batch), name) for view, mask in passes))
+        return torch.stack([torch.as_tensor(c, dtype=torch.float32, device=batch.index.device) for c in counts])
+
+    def predictions(self, batch: Batch) -> dict[str, list[Prediction]]:
+        """For each term, its prediction and target on every pass of the student."""
+        seen: dict[Any, Target] = {}
+        if any(mask.reads_saliency for mask in self.recipe.masks.values()):
+            batch = self._draw_masks(batch, seen)
+        passes = []
+        for view, folds in batch.masks.items():
+            for mask in folds:
+                hiding = mask if self.hides[view] else None
+                passes.append(Pass(batch.views[view], mask, self.student(batch.views[view], hiding, self.taps)))
+        return {
+            name: [
+                branch.predict(self._target(branch, batch, step.mask, seen), step, batch.views[branch.term.view])
+                for step in passes
+            ]
+            for name, branch in self.terms.items()
+        }
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Teachers that learn from the data before training (codebooks) do so, each from the same batches."""
+        hungry = [(name, branch) for name, branch in self.terms.items() if branch.teacher[0].needs_fit]
+        views = [batch.views for batch in batches] if hungry else []
+        for _, branch in hungry:
+            branch.teacher[0].fit(view[branch.term.view] for view in views)
+
+    @property
+    def needs_fit(self) -> bool:
+        return any(teacher.needs_fit for teacher in self._teachers())
+
+    def on_step_start(self, progress: Progress) -> None:
+        self.progress = progress
+        for teacher in self._teachers():
+            teacher.on_step_start(progress)
+
+    def on_step_end(self, progress: Progress) -> None:
+        for teacher in self._teachers():
+            teacher.on_step_end(progress)
+
+    def on_epoch_end(self, progress: Progress) -> None:
+        for teacher in self._teachers():
+            teacher.on_epoch_end(progress)
+
+    def depth_of(self, parameter: str) -> int:
+        """Layers above a parameter, for layer-wise rates: n + 1 for the embeddings of a student of n blocks, 0 for heads."""
+        owner, _, name = parameter.partition(".")
+        if owner != "student":
+            return 0
+        return self.recipe.student.num_blocks + 1 - self.student.layer_of(name)
+
+    def training_state(self) -> dict[str, Tensor]:
+        """The state dict without teachers whose weights are loaded whenever they are built."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(self._reloaded)}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Strict, apart from what `training_state` leaves out. Raises ValueError that names every key at fault."""
+        missing, unexpected = self.load_state_dict(dict(state), strict=False)
+        missing = [name for name in missing if not name.startswith(self._reloaded)]
+        if missing or unexpected:
+            raise ValueError(
+                f"the state does not fit recipe {self.recipe.name!r}: missing {missing}, unexpected {unexpected}"
+            )
+
+    @property
+    def _reloaded(self) -> tuple[str, ...]:
+        modules = [(name, module) for name, module in self.named_modules() if isinstance(module, Teacher)]
+        return tuple(f"{name}." for name, teacher in modules if teacher.config.reloads)
+
+    def compile_blocks(self) -> None:
+        """torch.compile every transformer block in place: few distinct graphs, short compile times."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.compile()
+
+    def _teachers(self) -> list[Teacher]:
+        return list(self.teachers.values())  # type: ignore[arg-type]
+
+    def _target(self, branch: Branch, batch: Batch, mask: Mask, seen: dict[Any, Target]) -> Target:
+        """The teacher's answer, asked once for each view (and fold, if it reads the mask) whoever listens."""
+        teacher, view, config = branch.teacher[0], branch.term.view, branch.term.teacher
+        key = (teacher, view, id(mask) if config.needs_mask else None)
+        if key not in seen:
+            with torch.set_grad_enabled(config.differentiable and torch.is_grad_enabled()):
+                seen[key] = teacher(batch.views[view], mask if config.needs_mask else None)
+        return seen[key]
+
+    def _draw_masks(self, batch: Batch, seen: dict[Any, Target]) -> Batch:
+        """Replace the loader's placeholders by masks that follow the saliency of the first term's teacher."""
+        branch = next(iter(self.terms.values()))
+        placeholder = next(iter(batch.masks.values()))[0]
+        saliency = self._target(branch, batch, placeholder, seen).saliency
+        if saliency is None:
+            raise ValueError(f"teacher {branch.term.teacher.name!r} gives no saliency for the mask sampler to read")
+        noise = uniform(batch.index, saliency.shape[1], self.recipe.seed, self.progress.step)
+        drawn = {
+            view: mask.build().from_saliency(saliency, noise)
+            for view, mask in self.recipe.masks.items()
+            if mask.reads_saliency
+        }
+        return Batch(batch.views, {**batch.masks, **drawn}, batch.index)
+
+    def _weight(self, wanted: Query, num_images: int, name: str) -> Tensor | int:
+        if self.recipe.reduction == "images" or wanted.index is None or self.recipe.terms[name].loss.joint:
+            return num_images
+        if wanted.valid is not None:
+            return wanted.valid.sum()
+        return num_images * (wanted.index.shape[1] + wanted.include_class)
+
+    def _reduce(self, name: str, predictions: list[Prediction]) -> Tensor:
+        """Sum of the term over its queries, in the unit that `count` counts."""
+        branch = self.terms[name]
+        if branch.term.loss.joint:
+            preds = torch.cat([pred for p in predictions for pred in p.preds])
+            targets = torch.cat([p.target for p in predictions for _ in p.preds])
+            return branch.distances(preds, targets, None) * sum(len(p.target) for p in predictions)
+        total = torch.zeros((), device=predictions[0].target.device)
+        for p in predictions:
+            for pred in p.preds:
+                distances = branch.distances(pred, p.target, p.query.valid)
+                total = total + self._sum(distances, p.query.valid)
+        return total
+
+    def _sum(self, distances: Tensor, valid: Tensor | None) -> Tensor:
+        if valid is not None:
+            distances = distances.masked_fill(~valid, 0)
+        if self.recipe.reduction == "tokens":
+            return distances.sum()
+        per_image = distances.sum(1) / (distances.shape[1] if valid is None else valid.sum(1))
+        return per_image.sum()
+
+
+def query(where: Where, mask: Mask, view: View) -> Query:
+    """The positions that `where` means under `mask`."""
+    batch, num_tokens = mask.hidden.shape
+    if where == "image":
+        return Query(None, box=view.box, flip=view.flip)
+    if where == "hidden":
+        return Query(mask.hidden_index, mask.hidden_valid, box=view.box, flip=view.flip)
+    if where == "visible":
+        return Query(mask.visible_index, mask.visible_valid, box=view.box, flip=view.flip)
+    everywhere = torch.arange(num_tokens, device=mask.hidden.device).expand(batch, -1)
+    return Query(everywhere, include_class=where == "all+class", box=view.box, flip=view.flip)
+
+
+def _select(dense: Tensor, image: Tensor | None, wanted: Query) -> Tensor:
+    """The target at the queried positions: (B, M, dim), ids (B, M), or (B, 1, dim) for the image."""
+    if wanted.index is None:
+        return dense.mean(1, keepdim=True) if image is None else image
+    target = gather(dense, wanted.index)
+    if wanted.include_class:
+        if image is None:
+            raise ValueError("where: all+class needs a teacher that returns a target for the class token")
+        target = torch.cat([image, target], 1)
+    return target

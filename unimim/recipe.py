@@ -1,0 +1,309 @@
+"""Recipes: every masked image modeling method as one value that can be shown, compared, hashed and crossed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_serializer, model_validator
+
+from .axes import HeadConfig, LossConfig, MaskConfig, NormConfig, StudentConfig, TeacherConfig, ViewsConfig
+from .provenance import uncite
+from .registry import did_you_mean, plugins
+from .schedule import Frozen, Optimization, Schedule
+
+Where = Literal["hidden", "visible", "all", "all+class", "image"]
+DESCRIPTION = ("name", "title", "paper", "status", "provenance")
+"""Fields that describe a recipe and do not change what it computes."""
+
+
+class Term(Frozen):
+    """weight * L(N(T(I)), H(S(I_masked))): one row of Table 1.
+
+    where: the positions it is averaged over.  view: the view the teacher sees.  weight: a number or a Schedule.
+    """
+
+    teacher: TeacherConfig
+    norm: NormConfig = Field("identity", validate_default=True)
+    head: HeadConfig
+    loss: LossConfig
+    where: Where = "hidden"
+    view: str = "main"
+    weight: Schedule = Field(1.0, validate_default=True)
+
+    @field_serializer("weight")
+    def _bare_number(self, weight: Schedule) -> Any:
+        return weight.start if weight.start == weight.end else weight.model_dump()
+
+
+class Recipe(Frozen):
+    """Everything that may change the result. How it is run (devices, workers, files) is the engine's `Run`.
+
+    student sees the views named in `masks`, each with its mask sampler; `terms` are summed. A recipe with one term may be
+    written flat: teacher, norm, head, loss, where, view, weight beside student, and `mask` for masks.main.
+    reduction: a term is the mean over all queried tokens of the global batch ("tokens"), or the mean over images of the
+    mean over their tokens ("images"); they differ only where the mask count varies.
+    batch: images per optimizer step over all processes and micro-batches.
+    """
+
+    name: str
+    title: str = ""
+    paper: str = ""
+    status: Literal["verified", "unverified"] = "unverified"
+    student: StudentConfig
+    views: ViewsConfig = Field("crop", validate_default=True)
+    masks: dict[str, MaskConfig] = Field(min_length=1)
+    terms: dict[str, Term] = Field(min_length=1)
+    reduction: Literal["tokens", "images"] = "tokens"
+    optimization: Optimization
+    batch: int = Field(gt=0)
+    epochs: float = Field(gt=0)
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    seed: int = Field(0, ge=0)
+    provenance: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, data: Any) -> Any:
+        return expand(data) if isinstance(data, Mapping) else data
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        problems = [*_student_problems(self)]
+        for name, term in self.terms.items():
+            problems += [f"terms.{name}: {problem}" for problem in _term_problems(self, term)]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def data(self) -> dict[str, Any]:
+        """Plain data: JSON and YAML round-trip through it."""
+        return self.model_dump(mode="json")
+
+    def yaml(self) -> str:
+        return yaml.safe_dump(self.data(), sort_keys=False, width=120)
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits of the SHA-256 of canonical JSON, over everything that may change the result."""
+        method = {key: value for key, value in self.data().items() if key not in DESCRIPTION}
+        canonical = json.dumps(method, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def axes(self) -> dict[str, str]:
+        """The five columns of Table 1: T, S, H, N, L."""
+        terms = list(self.terms.values())
+
+        def column(labels: Sequence[str]) -> str:
+            return " & ".join(dict.fromkeys(labels))
+
+        return {
+            "teacher": column([term.teacher.label for term in terms]),
+            "student": self.student.label,
+            "head": column([term.head.label for term in terms]),
+            "norm": column([term.norm.label for term in terms]),
+            "loss": column([term.loss.label for term in terms]),
+        }
+
+
+def leaves(recipe: Recipe) -> list[tuple[str, Any]]:
+    """(dotted path, value) of everything that may change the result."""
+
+    def walk(value: Any, path: str) -> list[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            return [leaf for key, item in value.items() for leaf in walk(item, f"{path}.{key}")]
+        return [(path, value)]
+
+    return [leaf for key, item in recipe.data().items() if key not in DESCRIPTION for leaf in walk(item, key)]
+
+
+def _student_problems(recipe: Recipe) -> list[str]:
+    student, problems = recipe.student, []
+    for view, mask in recipe.masks.items():
+        if view not in recipe.views.names:
+            problems.append(
+                f"masks.{view}: views {recipe.views.name!r} make no such view, only {', '.join(recipe.views.names)}"
+            )
+        try:
+            varies = mask.num_hidden(student.geometry.grid) is None
+        except ValueError as error:
+            problems.append(f"masks.{view}: {error}")
+            continue
+        if hides(mask, student) and not student.can_hide:
+            problems.append(
+                f"masks.{view}: mask {mask.name!r} hides patches, but student {student.name!r} cannot (masking: none)"
+            )
+        if varies and not student.dense:
+            problems.append(
+                f"masks.{view}: student {student.name!r} drops hidden patches and needs the same count in every image, "
+                f"but {mask.name!r} varies; use an exact count (exact: true)"
+            )
+    return problems
+
+
+def _term_problems(recipe: Recipe, term: Term) -> list[str]:
+    student, problems = recipe.student, []
+    if term.view not in recipe.views.names:
+        problems.append(
+            f"view {term.view!r} is not made by views {recipe.views.name!r}, only {', '.join(recipe.views.names)}"
+        )
+    if term.head.needs_dense and not student.dense and term.where in ("hidden", "all", "all+class"):
+        problems.append(
+            f"head {term.head.name!r} reads the student's tokens at hidden positions, but student {student.name!r} drops "
+            f"them; use a head with mask tokens of its own (decoder) or masking: replace"
+        )
+    if term.loss.discrete != term.teacher.discrete:
+        wants, gives = ("ids" if flag else "vectors" for flag in (term.loss.discrete, term.teacher.discrete))
+        problems.append(f"loss {term.loss.name!r} compares {wants}, but teacher {term.teacher.name!r} returns {gives}")
+    if term.teacher.discrete and term.norm.name != "identity":
+        problems.append(
+            f"norm {term.norm.name!r} cannot normalize the ids of teacher {term.teacher.name!r}; use identity"
+        )
+    if term.where == "hidden" and not any(hides(mask, student) for mask in recipe.masks.values()):
+        problems.append("nothing is hidden, so where: hidden is empty; use where: all")
+    for part, taps in (("teacher", term.teacher.taps), ("head", term.head.taps)):
+        wrong = [tap.block for tap in taps if not 0 <= tap.block < student.num_blocks]
+        if wrong:
+            problems.append(
+                f"{part} reads blocks {wrong}, but student {student.name!r} has blocks 0 to {student.num_blocks - 1}"
+            )
+    return problems
+
+
+def hides(mask: MaskConfig, student: StudentConfig) -> bool:
+    """The sampler hides at least one patch of the student's grid."""
+    try:
+        return mask.num_hidden(student.geometry.grid) != 0
+    except ValueError:
+        return True  # reported as a problem of its own
+
+
+def expand(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The one-term flat form, and `mask`, written out as `terms` and `masks`."""
+    data = dict(data)
+    if "mask" in data:
+        if "masks" in data:
+            raise ValueError("give either mask (for the view main) or masks, not both")
+        data["masks"] = {"main": data.pop("mask")}
+    flat = [key for key in Term.model_fields if key in data]
+    if flat:
+        if "terms" in data:
+            raise ValueError(f"{', '.join(flat)} belong inside terms.<name> when terms is given")
+        data["terms"] = {"mim": {key: data.pop(key) for key in flat}}
+    return data
+
+
+def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """`data` with key=value assignments: dotted keys, YAML values. Naming another component drops the old one's fields.
+
+    The keys of the only term may leave out `terms.<name>.`, and `mask` means masks.main.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(expand(data)))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{assignment!r} is not key=value, e.g. student.depth=6")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{key}: {text!r} is not a YAML value ({str(error).splitlines()[0]})") from None
+        path = key.split(".")
+        if path[0] == "mask":
+            path[:1] = ["masks", "main"]
+        if path[0] in Term.model_fields and len(result["terms"]) == 1:
+            path[:0] = ["terms", next(iter(result["terms"]))]
+        _assign(result, path, value, key)
+        result.get("provenance", {})[".".join(path)] = "command line"
+    return result
+
+
+def _assign(data: dict[str, Any], path: Sequence[str], value: Any, key: str) -> None:
+    node: Any = data
+    for part in path[:-1]:
+        if isinstance(node.get(part), str):  # a bare component name grows fields
+            node[part] = {"name": node[part]}
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"{key}: {part!r} is a value and has no fields")
+    if path[-1] == "name" and node.get("name") != value:
+        node.clear()
+    node[path[-1]] = value
+
+
+def load(source: str | Path | Mapping[str, Any], assignments: Sequence[str] = ()) -> Recipe:
+    """The recipe of a registered name, a YAML file or plain data, with key=value assignments applied.
+
+    Raises RecipeError that lists every problem with its full path.
+    """
+    where = str(source) if isinstance(source, str | Path) else "recipe"
+    try:
+        return Recipe.model_validate(override(_read(source), assignments))
+    except ValidationError as error:
+        raise RecipeError(where, [_explain(item) for item in error.errors()]) from None
+    except ValueError as error:
+        raise RecipeError(where, [str(error)]) from None
+
+
+def _read(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(source, Mapping):
+        data, provenance = uncite(expand(source))
+        return {**data, "provenance": {**provenance, **data.get("provenance", {})}}
+    if str(source).endswith((".yaml", ".yml", ".json")):
+        path = Path(source)
+        if not path.is_file():
+            raise ValueError(f"no file {path}")
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {error}") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"{path} holds {type(data).__name__}, not the fields of a recipe")
+        return data
+    function: Callable[[], Mapping[str, Any]] = plugins()["recipes"][str(source)]
+    return _read({"name": str(source), **function()})
+
+
+def _explain(item: Any) -> str:
+    """One pydantic error as: path: what was wrong."""
+    path = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = "unknown field" + _near_field(item)
+    elif item["type"] != "value_error":
+        message = f"{message[0].lower()}{message[1:]}, got {item['input']!r:.80}"
+    return f"{path}: {message}" if path else message
+
+
+def _near_field(item: Any) -> str:
+    *parents, name = item["loc"]
+    if not parents:
+        return did_you_mean(str(name), [*Recipe.model_fields, *Term.model_fields, "mask"])
+    return did_you_mean(str(name), _fields_of(parents[-1]))
+
+
+def _fields_of(part: Any) -> list[str]:
+    """Field names that could stand under recipe key `part`, over all registered components."""
+    kinds = {
+        "student": "students",
+        "teacher": "teachers",
+        "norm": "norms",
+        "head": "heads",
+        "loss": "losses",
+        "views": "views",
+    }
+    if part == "optimization":
+        return list(Optimization.model_fields)
+    registry = plugins()[kinds.get(part, "masks")]
+    return list({field for name in registry for field in registry[name].Config.model_fields} | set(Term.model_fields))
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be built: `problems` lists every one, with full paths."""
+
+    def __init__(self, where: str, problems: list[str]) -> None:
+        self.where, self.problems = where, problems
+        super().__init__(f"{where}:" + "".join(f"\n  {problem}" for problem in problems))

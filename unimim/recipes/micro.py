@@ -1,0 +1,22 @@
+"""What every -micro recipe shares: one small student and schedule, for 32 to 64 pixel images on a laptop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..provenance import ours
+
+MICRO_BLOCK = {"name": "block", "min_block": 4, "exact": True}
+
+
+def micro_student() -> dict[str, Any]:
+    return {"name": "vit", "size": "micro", "image_size": 64, "patch_size": 8}
+
+
+def micro_optimization() -> dict[str, Any]:
+    policy = {"lr": 1e-3, "warmup_epochs": 1, "weight_decay": 0.05, "betas": [0.9, 0.98], "clip_norm": 3.0}
+    return {
+        "optimization": ours(policy, "one schedule for all micro recipes"),
+        "batch": ours(256, "small images"),
+        "epochs": ours(20, "minutes on a laptop"),
+    }

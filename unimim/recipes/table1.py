@@ -1,0 +1,147 @@
+"""Rows of the paper's Table 1, one function each."""
+
+from __future__ import annotations
+
+from ..provenance import official, ours
+from . import Data, beit_style, sized
+from .micro import MICRO_BLOCK, micro_optimization, micro_student
+
+MAE = "facebookresearch/mae @ efb2a80"
+BEIT = "microsoft/unilm @ 768a3c8, beit"
+DATA2VEC = "facebookresearch/data2vec_vision @ af9a363, beit"
+
+
+def mae(size: str) -> Data:
+    """MAE: normalized pixels of hidden patches, predicted by a decoder from visible ones."""
+    student = {"name": "vit", "size": size, "masking": "drop", "positions": "sincos", "init": "xavier"}
+    recipe = {
+        "title": "MAE",
+        "paper": "He et al., 2022, Masked Autoencoders Are Scalable Vision Learners",
+        "status": "verified",
+        "teacher": official({"name": "pixel"}, f"{MAE}, models_mae.py patchify"),
+        "norm": official({"name": "layer", "unbiased": True, "eps": 1e-6}, f"{MAE}, models_mae.py forward_loss"),
+        "student": official(student | ({"patch_size": 14} if size == "huge" else {}), f"{MAE}, models_mae.py"),
+        "head": official({"name": "decoder"}, f"{MAE}, models_mae.py"),
+        "loss": official("l2", f"{MAE}, models_mae.py forward_loss"),
+        "mask": official({"name": "random", "ratio": 0.75}, f"{MAE}, PRETRAIN.md"),
+        "views": official({"name": "crop", "scale": [0.2, 1.0]}, f"{MAE}, main_pretrain.py"),
+        "optimization": official(
+            {"lr": 1.5e-4, "lr_per_256": True, "warmup_epochs": 40, "weight_decay": 0.05, "betas": [0.9, 0.95]},
+            f"{MAE}, PRETRAIN.md",
+        ),
+        "batch": official(4096, f"{MAE}, PRETRAIN.md"),
+        "epochs": official(1600, f"{MAE}, PRETRAIN.md (published checkpoints; the command says 800)"),
+        "precision": ours("bfloat16", "official code uses float16 with a scaler"),
+    }
+    if size != "micro":
+        return recipe
+    decoder = {"name": "decoder", "dim": 64, "depth": 2, "num_heads": 4}
+    return (
+        recipe
+        | micro_optimization()
+        | {
+            "student": ours(micro_student() | student, "small images"),
+            "head": ours(decoder, "in proportion to the student"),
+        }
+    )
+
+
+def beit(size: str) -> Data:
+    """BEiT: ids of a discrete VAE's codebook at hidden patches. (The 83.2 row: student.positions=learned
+    student.relative_positions=none student.layer_scale=null.)"""
+    recipe = {
+        "title": "BEiT",
+        "paper": "Bao et al., 2022, BEiT: BERT Pre-Training of Image Transformers",
+        "status": "verified",
+        "teacher": official({"name": "dvae"}, f"{BEIT}, modeling_discrete_vae.py; openai/DALL-E @ 5be4b23"),
+        "student": official(
+            _beit_student(size, layer_scale=0.1 if size == "base" else 1e-5), f"{BEIT}, modeling_pretrain.py, README"
+        ),
+        "head": official("fc", f"{BEIT}, modeling_pretrain.py"),
+        "loss": official("cross_entropy", f"{BEIT}, engine_for_pretraining.py"),
+        "mask": official({"name": "block", "count": 75}, f"{BEIT}, masking_generator.py, README"),
+        "views": official({"name": "crop", "scale": [0.08, 1.0], "jitter": 0.4}, f"{BEIT}, datasets.py"),
+        "optimization": official(_BEIT_OPTIMIZATION, f"{BEIT}, README, optim_factory.py"),
+        "batch": official(2048, f"{BEIT}, README"),
+        "epochs": official(800, f"{BEIT}, README"),
+        "precision": ours("bfloat16", "official code uses float16 with a scaler"),
+    }
+    if size != "micro":
+        return recipe
+    tokenizer = {"name": "kmeans", "teacher": "pixel", "num_codes": 256}
+    return (
+        recipe
+        | micro_optimization()
+        | {
+            "teacher": ours(tokenizer, "an offline tokenizer in place of the released dVAE"),
+            "student": ours(micro_student() | beit_style(0.1), "small images"),
+            "mask": ours(MICRO_BLOCK | {"ratio": 0.4}, "75 of 196 patches, on a smaller grid"),
+            "views": ours({"name": "crop"}, "small images"),
+        }
+    )
+
+
+def data2vec(size: str) -> Data:
+    """data2vec: the mean of a momentum copy's last blocks, from the whole image."""
+    large = size == "large"
+    depth = {"base": 12, "large": 24, "micro": 6}[size]
+    top = 3 if size == "micro" else 6
+    teacher = {"name": "self", "layers": list(range(depth - top, depth)), "layer_norm": "layer"}
+    recipe = {
+        "title": "data2vec",
+        "paper": "Baevski et al., 2022, data2vec: A General Framework for Self-supervised Learning",
+        "status": "verified",
+        "teacher": official(teacher | {"decay": 0.9998}, f"{DATA2VEC}, engine_for_cyclical.py, README"),
+        "norm": official("layer", f"{DATA2VEC}, engine_for_cyclical.py (post_target_layer_norm)"),
+        "student": official(
+            _beit_student(size, layer_scale=1e-5 if large else 1e-4)
+            | {"drop_path": 0.2 if large else 0.25, "attention_dropout": 0.15 if large else 0.05},
+            f"{DATA2VEC}, modeling_cyclical.py, README",
+        ),
+        "head": official("fc", f"{DATA2VEC}, modeling_cyclical.py"),
+        "loss": official({"name": "smooth_l1", "beta": 2.0}, f"{DATA2VEC}, README"),
+        "mask": official({"name": "block", "count": 120}, f"{DATA2VEC}, masking_generator.py, README"),
+        "views": official({"name": "crop", "scale": [0.08, 1.0], "jitter": 0.4}, f"{DATA2VEC}, datasets.py"),
+        "optimization": official(
+            _BEIT_OPTIMIZATION | {"lr": 1e-3 if large else 2e-3, "warmup_epochs": 80 if large else 10},
+            f"{DATA2VEC}, README",
+        ),
+        "batch": official(4096 if large else 2048, f"{DATA2VEC}, README"),
+        "epochs": official(800, f"{DATA2VEC}, README (large: first of two stages)"),
+        "precision": ours("bfloat16", "official code uses float16 with a scaler"),
+    }
+    if size != "micro":
+        return recipe
+    decay = {"start": 0.99, "end": 0.999, "until": 0.5}
+    return (
+        recipe
+        | micro_optimization()
+        | {
+            "teacher": ours(teacher | {"decay": decay}, "half of six blocks; a faster copy for thousands of steps"),
+            "student": ours(micro_student() | beit_style(0.1), "small images"),
+            "mask": ours(MICRO_BLOCK | {"ratio": 0.6}, "120 of 196 patches, on a smaller grid"),
+            "views": ours({"name": "crop"}, "small images"),
+        }
+    )
+
+
+_BEIT_OPTIMIZATION = {
+    "lr": 1.5e-3,
+    "min_lr": 1e-5,
+    "warmup_epochs": 10,
+    "warmup_includes_peak": True,
+    "weight_decay": 0.05,
+    "no_decay": ["pos_embed", "prefix"],
+    "clip_norm": 3.0,
+}
+
+
+def _beit_student(size: str, layer_scale: float) -> dict[str, object]:
+    return {"name": "vit", "size": size, "drop_path": 0.1} | beit_style(layer_scale)
+
+
+RECIPES = (
+    sized("mae", mae, "base", "large", "huge", "micro")
+    | sized("beit", beit, "base", "large", "micro")
+    | sized("data2vec", data2vec, "base", "large", "micro")
+)

@@ -1,0 +1,72 @@
+"""Values that change while training, and the optimizer policy of a recipe."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Frozen(BaseModel):
+    """A validated value: unknown fields are errors, and it never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Schedule(Frozen):
+    """v(f) = end + (start - end) g(f / until) for f < until, then end; f in [0, 1] is the fraction of training done.
+
+    g(u) = 1 - u (linear) or (1 + cos(pi u)) / 2 (cosine). A bare number is a constant.
+    """
+
+    start: float
+    end: float
+    until: float = Field(1.0, gt=0, le=1)
+    shape: Literal["linear", "cosine"] = "linear"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constant(cls, data: Any) -> Any:
+        return {"start": data, "end": data} if isinstance(data, int | float | str) else data
+
+    def __call__(self, fraction: float) -> float:
+        u = min(fraction / self.until, 1.0)
+        remaining = 1 - u if self.shape == "linear" else (1 + math.cos(math.pi * u)) / 2
+        return self.end + (self.start - self.end) * remaining
+
+
+class Optimization(Frozen):
+    """AdamW with linear warm-up and a half cosine, per step:
+
+    lr(t) = peak t / W for t < W, then min_lr + (peak - min_lr) (1 + cos(pi (t - W) / (T - W))) / 2,
+    where t counts steps, T is their total and W the warm-up steps. With `warmup_includes_peak` (BEiT) the warm-up is
+    peak t / (W - 1), which reaches the peak one step earlier (MAE: it does not). peak = lr, or lr * batch / 256 with
+    `lr_per_256`. Biases and vectors are never decayed; `no_decay` names further parameters by the last part of their name.
+    `layer_decay` d multiplies the rate of student block k of depth n (1-based) by d^(n + 1 - k), of its embeddings by
+    d^(n + 1), and leaves everything else.
+    """
+
+    lr: float = Field(gt=0)
+    lr_per_256: bool = False
+    min_lr: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_includes_peak: bool = False
+    weight_decay: float = Field(0.05, ge=0)
+    no_decay: tuple[str, ...] = ()
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    clip_norm: float | None = Field(None, gt=0)
+    layer_decay: float | None = Field(None, gt=0, le=1)
+
+    def peak(self, batch: int) -> float:
+        return self.lr * batch / 256 if self.lr_per_256 else self.lr
+
+    def rate(self, step: float, total_steps: int, steps_per_epoch: int, batch: int) -> float:
+        """Learning rate of step `step` (0-based)."""
+        peak, warmup = self.peak(batch), self.warmup_epochs * steps_per_epoch
+        if step < warmup:
+            ramp = warmup - 1 if self.warmup_includes_peak else warmup
+            return peak * min(step / ramp, 1.0) if ramp > 0 else peak
+        done = (step - warmup) / max(total_steps - warmup, 1)
+        return self.min_lr + (peak - self.min_lr) * (1 + math.cos(math.pi * min(done, 1.0))) / 2

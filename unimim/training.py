@@ -1,0 +1,139 @@
+"""A recipe, a data set and a Run make a trained objective in a run folder."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import weights
+from .engine.checkpoint import write_text
+from .engine.data.sources import ImageSource, in_memory, open_source
+from .engine.distributed import process_group
+from .engine.log import Log
+from .engine.loop import Outcome, train
+from .engine.run import Plan, Run
+from .objective import Objective
+from .recipe import DESCRIPTION, Recipe
+from .registry import plugins
+from .sampling import Sampling
+from .world import rank, world_size
+
+
+def train_recipe(recipe: Recipe, data: str, run: Run, cached: bool = False, quiet: bool = False) -> Outcome:
+    """Train `recipe` on the training images of `data`; a run folder that holds a part of it is continued.
+
+    cached: keep decoded images in memory. Leaves run.json, config.yaml, metrics.jsonl, checkpoints/ and, when done,
+    weights/. Raises ValueError if the folder holds another recipe or other data, with the differences.
+    """
+    source = open_source(data, "train")
+    source = in_memory(source) if cached else source
+    with process_group(run.device) as device:
+        plan = plan_of(recipe, source)
+        record = describe(recipe, data, source, run)
+        claim(run.out, record)
+        objective = build(recipe)
+        sampling = Sampling(recipe, objective.student.geometry, objective.renditions)
+        with Log(run.out, recipe.name, plan.total_steps, plan.batch, quiet) as log:
+            _greet(log, recipe, plan, run, source)
+            started = time.time()
+            outcome = train(objective, source, sampling, plan, run, device, log, {"hash": recipe.hash})
+        if rank() == 0:
+            seconds = record.get("seconds", 0.0) + time.time() - started
+            finish(run.out, record | {"status": outcome.status, "step": outcome.step, "seconds": round(seconds, 1)})
+            if outcome.status == "done":
+                weights.save(objective, run.out / "weights")
+    return outcome
+
+
+def build(recipe: Recipe) -> Objective:
+    """The objective with the start values that recipe.seed gives."""
+    torch.manual_seed(recipe.seed)
+    return Objective(recipe)
+
+
+def plan_of(recipe: Recipe, source: ImageSource) -> Plan:
+    return Plan(len(source), recipe.batch, recipe.epochs, recipe.seed, recipe.precision, recipe.optimization)
+
+
+def describe(recipe: Recipe, data: str, source: ImageSource, run: Run) -> dict[str, Any]:
+    """run.json: what ran, on what, with what."""
+    packages = ["torch", "torchvision", "timm", "open_clip_torch", "pydantic", "numpy", "pillow"]
+    return {
+        "recipe": recipe.data(),
+        "hash": recipe.hash,
+        "seed": recipe.seed,
+        "data": {"spec": data, "images": len(source), "fingerprint": source.fingerprint()},
+        "run": run.model_dump(mode="json"),
+        "world_size": world_size(),
+        "threads": torch.get_num_threads(),
+        "command": " ".join(["unimim", *sys.argv[1:]]),
+        "versions": {"unimim": version("unimim"), "python": platform.python_version()}
+        | {package: version(package) for package in packages},
+        "plugins": {plugin.name: plugin.version for plugin in plugins().loaded},
+        "hardware": {"machine": platform.machine(), "device": _device_name(run.device)},
+        "git": _git(),
+        "status": "running",
+    }
+
+
+def claim(folder: Path, record: dict[str, Any]) -> None:
+    """Write run.json into an empty folder, or check that the folder holds the same recipe and data."""
+    path = folder / "run.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changes = differences(before["recipe"], record["recipe"]) if before["hash"] != record["hash"] else []
+        if before["data"]["fingerprint"] != record["data"]["fingerprint"]:
+            changes.append(f"data: {before['data']['spec']} -> {record['data']['spec']} (other images)")
+        if changes:
+            listed = "\n  ".join(changes)
+            raise ValueError(f"{folder} holds another run; use another folder, or undo these changes:\n  {listed}")
+        record["seconds"] = before.get("seconds", 0.0)
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(record, indent=1))
+        write_text(folder / "config.yaml", Recipe.model_validate(record["recipe"]).yaml())
+
+
+def finish(folder: Path, record: dict[str, Any]) -> None:
+    write_text(folder / "run.json", json.dumps(record, indent=1))
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """`path: old -> new` for every leaf of two recipes' data that differs, descriptions aside."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [f"{path}: {before} -> {after}"]
+    keys = [key for key in dict.fromkeys([*before, *after]) if path or key not in DESCRIPTION]
+    return [line for key in keys for line in differences(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))]
+
+
+def _greet(log: Log, recipe: Recipe, plan: Plan, run: Run, source: ImageSource) -> None:
+    axes = ", ".join(f"{axis} {value}" for axis, value in recipe.axes().items())
+    micro = run.micro_batch or plan.batch // world_size()
+    repeats = plan.batch // world_size() // micro
+    log.say(f"{recipe.name} ({recipe.hash}): {axes}")
+    log.say(
+        f"batch {plan.batch} = {world_size()} processes x {micro} images x {repeats}; peak rate "
+        f"{plan.optimization.peak(plan.batch):.2e}; {len(source)} images, {plan.total_steps} steps on {run.device}"
+    )
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and dirtiness of the working folder; None outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "dirty": bool(status)}

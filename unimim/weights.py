@@ -1,0 +1,108 @@
+"""Weights folders: a recipe and everything an objective learned, as two files that anyone can read.
+
+recipe.yaml says what to build; objective.safetensors holds Objective.training_state(). Neither can run code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .axes import Student
+from .engine.checkpoint import sync, write_text
+from .objective import Objective
+from .recipe import Recipe
+from .recipe import load as load_recipe
+
+RECIPE, TENSORS = "recipe.yaml", "objective.safetensors"
+
+
+def save(objective: Objective, folder: Path) -> None:
+    """Write the weights folder of `objective`, replacing one that is there.
+
+    Each file is written under a hidden name, synced and renamed; recipe.yaml comes last, so a folder that holds it is
+    whole. A folder that was written for another recipe loses its recipe.yaml first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe, text = folder / RECIPE, objective.recipe.yaml()
+    if recipe.is_file() and recipe.read_text(encoding="utf-8") != text:
+        recipe.unlink()
+        sync(folder)
+    hidden = folder / f".tmp-{TENSORS}"
+    save_file(separate(objective.training_state()), hidden)
+    sync(hidden)
+    hidden.replace(folder / TENSORS)
+    write_text(recipe, text)
+
+
+def load(folder: Path) -> Objective:
+    """The objective that `save` wrote, on the CPU. ValueError if a file is missing or damaged, or a tensor does not fit."""
+    objective, tensors = Objective(read_recipe(folder)), read_tensors(folder)
+    check(objective.training_state(), tensors, f"{folder / TENSORS} does not fit its {RECIPE}")
+    objective.load_training_state(tensors)
+    return objective
+
+
+def load_student(folder: Path) -> Student:
+    """The student alone, without building (or having) its teachers; for evaluation and export."""
+    student, tensors = read_recipe(folder).student.build(), read_tensors(folder)
+    own = {name.removeprefix("student."): tensor for name, tensor in tensors.items() if name.startswith("student.")}
+    check(student.state_dict(), own, f"{folder / TENSORS} does not fit the student of its {RECIPE}")
+    student.load_state_dict(own)
+    return student
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a weights folder."""
+    if not (folder / RECIPE).is_file():
+        raise ValueError(f"{folder} is not a whole weights folder: it has no {RECIPE}; save the weights again")
+    return load_recipe(folder / RECIPE)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a weights folder, on the CPU."""
+    path = folder / TENSORS
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a whole weights folder: it has no {TENSORS}; save the weights again")
+    try:
+        return load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); save or copy the weights again") from None
+
+
+def check(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], problem: str) -> None:
+    """ValueError that lists every tensor of `given` that is missing, left over or misshapen."""
+    shapes = {name: (tuple(given[name].shape), tuple(wanted[name].shape)) for name in wanted if name in given}
+    misfits = {
+        "missing": [name for name in wanted if name not in given],
+        "unexpected": [name for name in given if name not in wanted],
+        "of another shape": [f"{name} {has}, wanted {needs}" for name, (has, needs) in shapes.items() if has != needs],
+    }
+    lines = [f"{len(names)} {kind}: {shorten(names)}" for kind, names in misfits.items() if names]
+    if lines:
+        raise ValueError("\n  ".join([f"{problem}:", *lines]))
+
+
+def separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors that share no memory, as safetensors needs them; a tensor with two names is copied."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() in seen or memory.nbytes() > tensor.numel() * tensor.element_size():
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        apart[name] = tensor
+    return apart
+
+
+def shorten(names: Iterable[str], most: int = 8) -> str:
+    """The first names and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
