@@ -44,6 +44,11 @@ class Student(Component, nn.Module):
             """Blocks that a Tap can name."""
             return 0
 
+        @property
+        def num_prefix(self) -> int:
+            """Class and register tokens before the patches; the class token, if there is one, is the first."""
+            return 0
+
         def build(self) -> Student:
             student: Student = self.component(self)
             return student
@@ -168,6 +173,11 @@ class Head(Component, nn.Module):
         @property
         def needs_dense(self) -> bool:
             """Reads mask tokens at hidden positions from the student."""
+            return False
+
+        @property
+        def needs_class(self) -> bool:
+            """Reads the student's class token where the image or the class token is asked for."""
             return False
 
         @property

@@ -76,4 +76,8 @@ def unimim_recipes() -> Mapping[str, Callable[[], Data]]:
 
 @hookimpl
 def unimim_importers() -> Mapping[str, str]:
-    return {}
+    return {
+        "mae": "unimim.importers.mae:MAE",
+        "beit": "unimim.importers.beit:BEiT",
+        "data2vec": "unimim.importers.data2vec:Data2vec",
+    }

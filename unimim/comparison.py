@@ -67,9 +67,8 @@ def compare(comparison: Comparison, say: Say = print) -> report.Report:
     """
     results, skipped = Results(comparison.out / "results.jsonl"), {}
     for recipe, folder in comparison.variants():
-        if (folder / "weights" / "recipe.yaml").exists() and weights.load(
-            folder / "weights"
-        ).recipe.hash == recipe.hash:
+        done = folder / "weights"
+        if (done / weights.RECIPE).is_file() and weights.read_recipe(done).hash == recipe.hash:
             continue
         say(f"training {recipe.name}, seed {recipe.seed}")
         run = comparison.run.model_copy(update={"out": folder})

@@ -82,8 +82,10 @@ class Block(MaskSampler):
             budget = self.count if self.ratio is None else int(num_tokens * self.ratio)
             if budget is None or not 0 < budget < num_tokens:
                 raise ValueError(f"hiding {budget} of {num_tokens} patches leaves nothing to hide or to see")
-            if min(grid) < 2:
-                raise ValueError(f"block masks need a grid of at least 2x2 patches, not {grid[0]}x{grid[1]}")
+            if self.min_block > (grid[0] - 1) * (grid[1] - 1):
+                raise ValueError(
+                    f"blocks of {self.min_block} patches do not fit inside {grid[0]}x{grid[1]}; lower min_block"
+                )
             return budget
 
         def num_hidden(self, grid: Size) -> int | None:

@@ -83,10 +83,9 @@ class Objective(nn.Module):
             if term.teacher not in made:
                 made[term.teacher] = self.teachers[name] = term.teacher.build(self.student.geometry)
             self.branches[name] = Branch(term, made[term.teacher], self.student)
-        for branch in self.terms.values():
-            branch.teacher[0].bind(self.student, branch.head)
-        for teacher in made.values():
-            teacher.freeze()
+        for name, teacher in self.teachers.items():
+            teacher.bind(self.student, self.terms[name].head)  # type: ignore[operator]
+            teacher.freeze()  # type: ignore[operator]
         self.hides = {view: hides(mask, recipe.student) for view, mask in recipe.masks.items()}
         self.taps = tuple(dict.fromkeys(tap for term in recipe.terms.values() for tap in term.head.taps))
         self.progress = Progress(0, 1, 1)
@@ -247,8 +246,8 @@ class Objective(nn.Module):
             distances = distances.masked_fill(~valid, 0)
         if self.recipe.reduction == "tokens":
             return distances.sum()
-        per_image = distances.sum(1) / (distances.shape[1] if valid is None else valid.sum(1))
-        return per_image.sum()
+        counts = distances.shape[1] if valid is None else valid.sum(1)
+        return (distances.sum(1) / torch.as_tensor(counts).clamp_min(1)).sum()
 
 
 def query(where: Where, mask: Mask, view: View) -> Query:

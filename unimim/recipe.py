@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +15,11 @@ from pydantic import Field, ValidationError, field_serializer, model_validator
 
 from .axes import HeadConfig, LossConfig, MaskConfig, NormConfig, StudentConfig, TeacherConfig, ViewsConfig
 from .provenance import uncite
-from .registry import did_you_mean, plugins
+from .registry import KINDS, did_you_mean, plugins
 from .schedule import Frozen, Optimization, Schedule
 
 Where = Literal["hidden", "visible", "all", "all+class", "image"]
-DESCRIPTION = ("name", "title", "paper", "status", "provenance")
+DESCRIPTION = ("name", "title", "paper", "status", "row", "provenance")
 """Fields that describe a recipe and do not change what it computes."""
 
 
@@ -37,7 +39,7 @@ class Term(Frozen):
 
     @field_serializer("weight")
     def _bare_number(self, weight: Schedule) -> Any:
-        return weight.start if weight.start == weight.end else weight.model_dump()
+        return weight.start if weight == Schedule.model_validate(weight.start) else weight.model_dump()
 
 
 class Recipe(Frozen):
@@ -47,13 +49,15 @@ class Recipe(Frozen):
     written flat: teacher, norm, head, loss, where, view, weight beside student, and `mask` for masks.main.
     reduction: a term is the mean over all queried tokens of the global batch ("tokens"), or the mean over images of the
     mean over their tokens ("images"); they differ only where the mask count varies.
-    batch: images per optimizer step over all processes and micro-batches.
+    batch: images per optimizer step over all processes and micro-batches.  row: how the paper's Table 1 names the method,
+    for the recipe that is that row.
     """
 
     name: str
     title: str = ""
     paper: str = ""
     status: Literal["verified", "unverified"] = "unverified"
+    row: str = ""
     student: StudentConfig
     views: ViewsConfig = Field("crop", validate_default=True)
     masks: dict[str, MaskConfig] = Field(min_length=1)
@@ -142,6 +146,10 @@ def _student_problems(recipe: Recipe) -> list[str]:
                 f"masks.{view}: student {student.name!r} drops hidden patches and needs the same count in every image, "
                 f"but {mask.name!r} varies; use an exact count (exact: true)"
             )
+    if student.can_hide and not problems and not any(hides(mask, student) for mask in recipe.masks.values()):
+        problems.append(
+            f"masks hide nothing, so what student {student.name!r} keeps for hiding never trains; masking: none"
+        )
     return problems
 
 
@@ -163,8 +171,18 @@ def _term_problems(recipe: Recipe, term: Term) -> list[str]:
         problems.append(
             f"norm {term.norm.name!r} cannot normalize the ids of teacher {term.teacher.name!r}; use identity"
         )
-    if term.where == "hidden" and not any(hides(mask, student) for mask in recipe.masks.values()):
-        problems.append("nothing is hidden, so where: hidden is empty; use where: all")
+    if term.where in ("image", "all+class"):
+        if term.teacher.discrete:
+            problems.append(
+                f"where: {term.where} needs vectors, but teacher {term.teacher.name!r} returns ids of patches"
+            )
+        if term.head.needs_class and not student.num_prefix:
+            problems.append(f"head {term.head.name!r} reads the class token, but student {student.name!r} has none")
+    if not any(hides(mask, student) for mask in recipe.masks.values()):
+        if term.where == "hidden":
+            problems.append("nothing is hidden, so where: hidden is empty; use where: all")
+        if term.teacher.needs_mask:
+            problems.append(f"teacher {term.teacher.name!r} reads the mask, but nothing is hidden; use region: full")
     for part, taps in (("teacher", term.teacher.taps), ("head", term.head.taps)):
         wrong = [tap.block for tap in taps if not 0 <= tap.block < student.num_blocks]
         if wrong:
@@ -200,36 +218,57 @@ def expand(data: Mapping[str, Any]) -> dict[str, Any]:
 def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """`data` with key=value assignments: dotted keys, YAML values. Naming another component drops the old one's fields.
 
-    The keys of the only term may leave out `terms.<name>.`, and `mask` means masks.main.
+    The keys of the only term may leave out `terms.<name>.`, and `mask` means masks.main. ValueError that lists every
+    assignment that cannot be made.
     """
-    result: dict[str, Any] = json.loads(json.dumps(expand(data)))
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise ValueError(f"{assignment!r} is not key=value, e.g. student.depth=6")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{key}: {text!r} is not a YAML value ({str(error).splitlines()[0]})") from None
-        path = key.split(".")
-        if path[0] == "mask":
-            path[:1] = ["masks", "main"]
-        if path[0] in Term.model_fields and len(result["terms"]) == 1:
-            path[:0] = ["terms", next(iter(result["terms"]))]
-        _assign(result, path, value, key)
-        result.get("provenance", {})[".".join(path)] = "command line"
+    result, problems = _override(data, assignments)
+    if problems:
+        raise ValueError("\n".join(problems))
     return result
 
 
-def _assign(data: dict[str, Any], path: Sequence[str], value: Any, key: str) -> None:
-    node: Any = data
+def _override(data: Mapping[str, Any], assignments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    result, problems = deepcopy(expand(data)), []
+    for assignment in assignments:
+        try:
+            path, value = _parse(assignment, result)
+            _assign(result, path, value)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if isinstance(result.get("provenance"), dict):
+            whole = ".".join(path).removesuffix(".name")
+            kept = {key: source for key, source in result["provenance"].items() if not key.startswith(f"{whole}.")}
+            result["provenance"] = kept | {".".join(path): "command line"}
+    return result, problems
+
+
+def _parse(assignment: str, data: Mapping[str, Any]) -> tuple[list[str], Any]:
+    """key=value as the full path in `data` and the value."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{assignment!r} is not key=value, e.g. student.depth=6")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{key}: {text!r} is not a YAML value ({str(error).splitlines()[0]})") from None
+    path, terms = key.split("."), data.get("terms")
+    if path[0] == "mask":
+        path[:1] = ["masks", "main"]
+    if path[0] in Term.model_fields and isinstance(terms, dict) and len(terms) == 1:
+        path[:0] = ["terms", next(iter(terms))]
+    return path, value
+
+
+def _assign(data: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    node = data
     for part in path[:-1]:
         if isinstance(node.get(part), str):  # a bare component name grows fields
             node[part] = {"name": node[part]}
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise ValueError(f"{key}: {part!r} is a value and has no fields")
-    if path[-1] == "name" and node.get("name") != value:
+            raise ValueError(f"{'.'.join(path)}: {part!r} is a value and has no fields")
+    if path[-1] == "name" and len(path) > 1 and node.get("name") != value:
         node.clear()
     node[path[-1]] = value
 
@@ -241,11 +280,16 @@ def load(source: str | Path | Mapping[str, Any], assignments: Sequence[str] = ()
     """
     where = str(source) if isinstance(source, str | Path) else "recipe"
     try:
-        return Recipe.model_validate(override(_read(source), assignments))
-    except ValidationError as error:
-        raise RecipeError(where, [_explain(item) for item in error.errors()]) from None
+        data, problems = _override(_read(source), assignments)
     except ValueError as error:
         raise RecipeError(where, [str(error)]) from None
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(where, [*problems, *(_explain(item, data) for item in error.errors())]) from None
+    if problems:
+        raise RecipeError(where, problems)
+    return recipe
 
 
 def _read(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -267,38 +311,51 @@ def _read(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     return _read({"name": str(source), **function()})
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, data: Mapping[str, Any]) -> str:
     """One pydantic error as: path: what was wrong."""
     path = ".".join(str(part) for part in item["loc"])
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        message = "unknown field" + _near_field(item)
+        message = "unknown field" + _near_field(item["loc"], data)
+    elif item["type"] == "missing":
+        message = "is missing"
     elif item["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}, got {item['input']!r:.80}"
     return f"{path}: {message}" if path else message
 
 
-def _near_field(item: Any) -> str:
-    *parents, name = item["loc"]
+def _near_field(loc: tuple[str | int, ...], data: Mapping[str, Any]) -> str:
+    """What the last part of `loc` may have meant: a field of its mapping or, at the top, of a part of the recipe."""
+    *parents, name = loc
+    known = sorted(_fields_at(parents, data))
     if not parents:
-        return did_you_mean(str(name), [*Recipe.model_fields, *Term.model_fields, "mask"])
-    return did_you_mean(str(name), _fields_of(parents[-1]))
+        inside = {field: part for part in ("student", "optimization") for field in _fields_at([part], data)}
+        if name in inside:
+            return f", did you mean '{inside[str(name)]}.{name}'?"
+    return did_you_mean(str(name), known) or (f"; known: {', '.join(known)}" if known else "")
 
 
-def _fields_of(part: Any) -> list[str]:
-    """Field names that could stand under recipe key `part`, over all registered components."""
-    kinds = {
-        "student": "students",
-        "teacher": "teachers",
-        "norm": "norms",
-        "head": "heads",
-        "loss": "losses",
-        "views": "views",
-    }
-    if part == "optimization":
-        return list(Optimization.model_fields)
-    registry = plugins()[kinds.get(part, "masks")]
-    return list({field for name in registry for field in registry[name].Config.model_fields} | set(Term.model_fields))
+_KINDS = {"student": "students", "teacher": "teachers", "norm": "norms", "head": "heads", "loss": "losses"}
+
+
+def _fields_at(parents: Sequence[str | int], data: Mapping[str, Any]) -> Iterable[str]:
+    """Names of the fields that may stand under `parents`, given what stands there."""
+    if not parents:
+        return [*Recipe.model_fields, *Term.model_fields, "mask"]
+    if parents == ["optimization"]:
+        return Optimization.model_fields
+    if parents[0] == "terms" and len(parents) == 2:
+        return Term.model_fields
+    node: Any = data
+    for part in parents:
+        node = node.get(part) if isinstance(node, Mapping) else None
+    name = node.get("name", "") if isinstance(node, Mapping) else node
+    kinds = [_KINDS.get(str(part), str(part)) for part in reversed(parents)]
+    registry = next((plugins()[kind] for kind in kinds if kind in KINDS), None)
+    if registry is not None and isinstance(name, str) and name in registry:
+        with suppress(ValueError):  # a component of a broken plugin: reported where it stands
+            return list(registry[name].Config.model_fields)
+    return Schedule.model_fields if name == "" else ()
 
 
 class RecipeError(ValueError):

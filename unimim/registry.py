@@ -11,13 +11,16 @@ import difflib
 import importlib
 import importlib.util
 import os
+import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 import pluggy
 from pydantic import BaseModel
@@ -26,7 +29,19 @@ from pydantic_core import core_schema
 from .schedule import Frozen
 
 PROJECT = "unimim"
-KINDS = ("teachers", "norms", "students", "heads", "losses", "masks", "views", "recipes", "importers")
+AXES = {
+    "teachers": "Teacher",
+    "norms": "Norm",
+    "students": "Student",
+    "heads": "Head",
+    "losses": "Loss",
+    "masks": "MaskSampler",
+    "views": "Views",
+}
+"""The base class in `unimim` of each kind of component."""
+KINDS = (*AXES, "recipes", "importers")
+PLACE = "x-component"
+"""Key that marks, in the JSON Schema of a Config, where a component of a kind stands; `unimim.schema` resolves it."""
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -100,23 +115,72 @@ class Component:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "Config" in cls.__dict__:
+            if "component" in vars(cls.Config):
+                raise TypeError(
+                    f"{cls.__qualname__} needs a Config of its own; this one is {cls.Config.component.__qualname__}'s"
+                )
             cls.Config.component = cls
+
+
+class ForeignError(Exception):
+    """What plugin code raised, as "Type: message"."""
+
+
+@contextmanager
+def foreign_code() -> Iterator[None]:
+    """Whatever is raised inside becomes a ForeignError, also sys.exit() and the like; Ctrl-C stays what it is."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ForeignError(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
 class Entry:
     """One registered name and where it came from."""
 
+    kind: str
     name: str
     target: Target
     plugin: str
 
     def load(self) -> Any:
-        """The object itself; imports its module when it was given as "module:attribute"."""
+        """The object itself; imports its module when it was given as "module:attribute".
+
+        Raises ValueError, which names the plugin, if that fails or brings something else than the kind wants.
+        """
         if not isinstance(self.target, str):
             return self.target
         module, _, attribute = self.target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        who = f"{noun(self.kind)} {self.name!r} of plugin {self.plugin!r}"
+        try:
+            with foreign_code():
+                found = getattr(importlib.import_module(module), attribute)
+        except ForeignError as error:
+            raise ValueError(f"{who}: {self.target} cannot be imported: {error}") from error
+        misfit = self.misfit(found)
+        if misfit:
+            raise ValueError(f"{who}: {self.target} {misfit}")
+        return found
+
+    def misfit(self, found: Any) -> str:
+        """Why `found` cannot stand under this name; empty if it can."""
+        if self.kind == "recipes":
+            return "" if callable(found) else "must be a function that returns the recipe's data"
+        if self.kind not in AXES:
+            return ""
+        axis = AXES[self.kind]
+        bases = [base.__name__ for base in getattr(found, "__mro__", ()) if Component in base.__bases__]
+        if bases != [axis]:
+            return f"must be a subclass of unimim.{axis}"
+        config = vars(found).get("Config")
+        names = config.model_fields["name"].default if config and issubclass(config, Component.Config) else None
+        if names != self.name:
+            says = f"has {names!r}" if isinstance(names, str) else "has none"
+            return f"must have a Config(unimim.{axis}.Config) with name: Literal[{self.name!r}] = {self.name!r}, but {says}"
+        return ""
 
     @property
     def module(self) -> str:
@@ -133,25 +197,33 @@ class Entry:
 
 @cache
 def _first_lines(module: str) -> dict[str, str]:
-    """{top-level name: first docstring line} of a module, by reading its source."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+    """{top-level name: first docstring line} of a module, by reading its source; nothing if that cannot be read."""
+    try:
+        with foreign_code():  # finding a.b imports a
+            spec = importlib.util.find_spec(module)
+            body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body if spec and spec.origin else []
+    except ForeignError:
         return {}
-    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
     documented = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     return {node.name: (ast.get_docstring(node) or "").partition("\n")[0] for node in documented}
+
+
+def noun(kind: str) -> str:
+    """One of a kind: "teacher", "loss", "view policy"."""
+    return {"losses": "loss", "views": "view policy"}.get(kind, kind.removesuffix("s"))
 
 
 class Registry:
     """The names of one kind: registry["mae"] is the object, with help when the name is wrong."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, loaded: Sequence[Plugin] = ()) -> None:
         self.kind = kind
         self.entries: dict[str, Entry] = {}
+        self._loaded = loaded
 
     @property
     def noun(self) -> str:
-        return {"losses": "loss", "views": "view policy"}.get(self.kind, self.kind.removesuffix("s"))
+        return noun(self.kind)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self.entries))
@@ -161,8 +233,20 @@ class Registry:
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.entries:
-            raise ValueError(f"unknown {self.noun} {name!r}{did_you_mean(name, self)}; registered: {', '.join(self)}")
+            bad = ", ".join(plugin.name for plugin in self._loaded if plugin.problem)
+            hint = f" (problems in {bad}: see `unimim plugins`)" if bad else ""
+            raise ValueError(
+                f"unknown {self.noun} {name!r}{did_you_mean(name, self)}; registered: {', '.join(self)}{hint}"
+            )
         return self.entries[name].load()
+
+    def configs(self) -> list[type[BaseModel]]:
+        """The Configs of all components that can be loaded: one that cannot is no reason to forget the others."""
+        found = []
+        for entry in self.entries.values():
+            with suppress(ValueError):
+                found.append(entry.load().Config)
+        return found
 
 
 def did_you_mean(word: str, known: Iterator[str] | Any) -> str:
@@ -172,7 +256,10 @@ def did_you_mean(word: str, known: Iterator[str] | Any) -> str:
 
 @dataclass(frozen=True)
 class Plugin:
-    """One distribution that was asked for hooks, and what came of it."""
+    """One distribution that was asked for hooks, and what came of it.
+
+    provides: {kind: names that were registered}.  problem: empty if all is well.  traceback: of an exception it raised.
+    """
 
     name: str
     version: str
@@ -182,12 +269,12 @@ class Plugin:
     traceback: str = ""
 
 
-@dataclass
 class Plugins:
     """Every registry, filled from the built-ins and then from each installed plugin, one by one under a guard."""
 
-    registries: dict[str, Registry] = field(default_factory=lambda: {kind: Registry(kind) for kind in KINDS})
-    loaded: list[Plugin] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.loaded: list[Plugin] = []
+        self.registries = {kind: Registry(kind, self.loaded) for kind in KINDS}
 
     def __getitem__(self, kind: str) -> Registry:
         return self.registries[kind]
@@ -195,80 +282,144 @@ class Plugins:
     def register(self, plugin: object, name: str, version: str = "", file: str = "") -> Plugin:
         """Add what `plugin` (a module or object with hook implementations) provides. Never raises for a bad plugin: the
         returned row says what was wrong, and what was right with it still counts."""
-        problems, details, provides = [], "", {}
-        manager = pluggy.PluginManager(PROJECT)
-        manager.add_hookspecs(Hooks)
+        problems: list[str] = []
+        provides: dict[str, tuple[str, ...]] = {}
+        details = ""
         try:
-            manager.register(plugin, name=name)
-        except Exception as error:
-            problems, details = [f"{type(error).__name__}: {error}"], traceback.format_exc()
-        callers = (manager.get_hookcallers(plugin) or []) if not problems else []
-        for caller in callers:
-            kind = caller.name.removeprefix("unimim_")
+            hooks = _hooks(plugin)
+        except ForeignError as error:
+            hooks, problems, details = [], [str(error)], traceback.format_exc()
+        for hook in hooks:
+            kind = hook.name.removeprefix("unimim_")
             if kind not in self.registries:
-                problems.append(
-                    f"unknown hook {caller.name!r}{did_you_mean(caller.name, [f'unimim_{k}' for k in KINDS])}"
-                )
+                problems.append(f"unknown hook {hook.name!r}{did_you_mean(hook.name, [f'unimim_{k}' for k in KINDS])}")
                 continue
             try:
-                found = dict(cast(Mapping[str, Target], caller()[0]))
-            except Exception as error:
-                problems, details = (
-                    [*problems, f"{caller.name}: {type(error).__name__}: {error}"],
-                    traceback.format_exc(),
-                )
+                with foreign_code():
+                    found = _mapping(hook())
+            except ForeignError as error:
+                problems.append(f"{hook.name}: {error}")
+                details = traceback.format_exc()
                 continue
-            provides[kind] = tuple(found)
-            problems += [self._add(kind, Entry(str(key), target, name)) for key, target in found.items()]
-        problems = [problem for problem in problems if problem]
-        if not callers and not problems:
-            problems = [f"implements no hook; expected one of unimim_{', unimim_'.join(KINDS)}"]
+            said = {key: self._add(Entry(kind, key, target, name)) for key, target in found.items()}
+            provides[kind] = tuple(key for key, problem in said.items() if not problem)
+            problems += [problem for problem in said.values() if problem]
         file = file or str(getattr(plugin, "__file__", "") or "")
         row = Plugin(name, version, file, provides, "; ".join(problems), details)
         self.loaded.append(row)
         return row
 
-    def _add(self, kind: str, entry: Entry) -> str:
+    def _add(self, entry: Entry) -> str:
         """Add an entry; the problem, if there is one."""
-        registry = self.registries[kind]
+        registry = self.registries[entry.kind]
+        who = f"{registry.noun} {entry.name!r}"
+        if not isinstance(entry.name, str):
+            return f"{who}: a name is text"
         taken = registry.entries.get(entry.name)
         if taken:
-            return f"{registry.noun} {entry.name!r} is already registered by {taken.plugin!r}; rename yours"
-        if not isinstance(entry.target, str) and kind in KINDS[:7]:
-            config = vars(entry.target).get("Config")
-            default = config.model_fields["name"].default if config else None
-            if default != entry.name:
-                return f"{registry.noun} {entry.name!r}: its class needs a Config with name: Literal[{entry.name!r}] = {entry.name!r}"
+            return f"{who} is already registered by {taken.plugin!r}; rename yours"
+        if isinstance(entry.target, str):
+            misfit = "" if re.fullmatch(r"[\w.]+:\w+", entry.target) else 'is not "package.module:attribute"'
+        else:
+            misfit = entry.misfit(entry.target)
+        if misfit:
+            return f"{who}: {entry.target!r:.60} {misfit}"
         registry.entries[entry.name] = entry
         return ""
 
-    def load_entry_point(self, point: EntryPoint) -> None:
+    def load_entry_point(self, point: EntryPoint, name: str, version: str) -> None:
         """Import one installed plugin and register it; an import error becomes its row."""
-        distribution = point.dist.name if point.dist else point.name
-        version = point.dist.version if point.dist else ""
+        file = _file(point)
         try:
-            plugin = point.load()
-        except (Exception, SystemExit) as error:
-            problem = f"{type(error).__name__}: {error}"
-            self.loaded.append(Plugin(distribution, version, point.value, {}, problem, traceback.format_exc()))
+            with foreign_code():
+                plugin = point.load()
+        except ForeignError as error:
+            self.loaded.append(Plugin(name, version, file, {}, str(error), traceback.format_exc()))
             return
-        self.register(plugin, distribution, version)
+        self.register(plugin, name, version, file)
+
+    def discover(self) -> None:
+        """Register the built-ins, then what is installed and allowed by UNIMIM_PLUGINS."""
+        from . import __version__, builtin
+
+        self.register(builtin, "unimim", __version__)
+        allowed = os.environ.get("UNIMIM_PLUGINS")
+        names = None if allowed is None else {_canonical(name) for name in allowed.split(",")} - {"none", ""}
+        installed = sorted((*_distribution(point), point) for point in entry_points(group=PROJECT))
+        for name, version, point in installed:
+            if names is None or _canonical(name) in names:
+                self.load_entry_point(point, name, version)
+        for name in sorted((names or set()) - {_canonical(name) for name, _, _ in installed}):
+            self.loaded.append(Plugin(name, "", "", {}, "UNIMIM_PLUGINS names it, but no such plugin is installed"))
 
 
-@cache
+def _hooks(plugin: object) -> list[pluggy.HookCaller]:
+    """The hooks `plugin` implements, in a manager of their own, so that a call asks this plugin and no other."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(Hooks)
+    with foreign_code():
+        manager.register(plugin)
+        hooks = manager.get_hookcallers(plugin)
+        if not hooks:
+            raise TypeError(f"no function is marked @unimim.hookimpl; expected one of unimim_{', unimim_'.join(KINDS)}")
+    return hooks
+
+
+def _mapping(answers: list[Any]) -> dict[str, Target]:
+    """What a hook returned; pluggy gives a list of the answers that are not None."""
+    found = answers[0] if answers else None
+    if not isinstance(found, Mapping):
+        raise TypeError(f'returned {type(found).__name__}, not a mapping {{name: "package.module:attribute"}}')
+    return dict(found)
+
+
+def _distribution(point: EntryPoint) -> tuple[str, str]:
+    """(name, version) of the distribution; the name of the entry point if its metadata cannot be read."""
+    try:
+        with foreign_code():
+            return (point.dist.name or point.name, point.dist.version or "") if point.dist else (point.name, "")
+    except ForeignError:
+        return point.name, ""
+
+
+def _file(point: EntryPoint) -> str:
+    """Where the module of an entry point lies, found without importing it; what the entry point says if nowhere."""
+    file = None
+    try:
+        with foreign_code():
+            top, *rest = point.module.split(".")
+            spec, name = importlib.util.find_spec(top), top
+            for part in rest:
+                name = f"{name}.{part}"
+                spec = PathFinder.find_spec(name, spec.submodule_search_locations) if spec else None
+            file = spec.origin if spec else None
+    except ForeignError:
+        pass
+    return file or point.value
+
+
+def _canonical(name: str) -> str:
+    """A distribution's name as PyPI compares it."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+_live: Plugins | None = None
+
+
 def plugins() -> Plugins:
-    """The live registries. UNIMIM_PLUGINS=none, or a list of distributions, limits which plugins are imported."""
-    from . import __version__, builtin
+    """The live registries. UNIMIM_PLUGINS=none, or a list of distributions, limits which plugins are imported.
 
-    found = Plugins()
-    found.register(builtin, "unimim", __version__)
-    allowed = os.environ.get("UNIMIM_PLUGINS")
-    for point in sorted(
-        entry_points(group=PROJECT), key=lambda point: (point.dist.name if point.dist else "", point.name)
-    ):
-        if allowed is None or (point.dist and point.dist.name in allowed.split(",")):
-            found.load_entry_point(point)
-    return found
+    A plugin that asks while it is being loaded gets what is registered so far.
+    """
+    global _live
+    if _live is None:
+        _live = Plugins()
+        try:
+            _live.discover()
+        except BaseException:  # Ctrl-C while a plugin is imported: do not keep half of them
+            _live = None
+            raise
+    return _live
 
 
 class _ByName:
@@ -299,9 +450,7 @@ class _ByName:
         return core_schema.no_info_plain_validator_function(self._validate, serialization=serialize)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        registry = plugins()[self.kind]
-        choices = [registry[name].Config.model_json_schema(mode="validation") for name in registry]
-        return {"anyOf": [{"enum": list(registry)}, *choices]}
+        return {PLACE: self.kind}
 
 
 def by_name(config: type[Component.Config], kind: str) -> Any:

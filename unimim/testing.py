@@ -58,9 +58,7 @@ def check_teacher(teacher: Named, student: Named = TOY) -> None:
     view, mask = _view(geometry, built.rendition), _mask(geometry) if config.needs_mask else None
     learning = [name for name, parameter in built.named_parameters() if parameter.requires_grad]
     must(not learning, f"it is frozen, but these parameters require gradients: {learning}")
-    pure = type(built).train is Teacher.train
-    awake = [name or "itself" for name, part in built.train().named_modules() if part.training]
-    must(not (pure and awake), f"it stays in eval mode whatever the engine calls, but train() woke {awake}")
+    pure = type(built.train()).train is Teacher.train
     before = _state(built)
     target = built(view, mask)
     _check_target(must, target, built, geometry)
@@ -75,23 +73,28 @@ def check_teacher(teacher: Named, student: Named = TOY) -> None:
         alone = built(_first(view), None if mask is None else Mask.from_hidden(mask.hidden[:1])).tokens
         same = _difference(alone, target.tokens[:1]) < 1e-3
         must(same, "the target of an image must not depend on the rest of its batch")
-    for hook in (built.on_step_start, built.on_step_end, built.on_epoch_end):
-        hook(Progress(3, 10, 5))
+    for hook in ("on_step_start", "on_step_end", "on_epoch_end"):
+        getattr(built, hook)(Progress(3, 10, 5))
         broken = [name for name, tensor in _state(built).items() if not _finite(tensor)]
-        must(not broken, f"after {hook.__name__} these are not finite: {broken}")
+        must(not broken, f"after {hook} these are not finite: {broken}")
 
 
 def _bound(config: Any, pupil: Any) -> Teacher:
     """The teacher built, bound, frozen and fitted, in the order Objective and the engine follow."""
     student: Any = pupil.build()
     teacher: Teacher = config.build(pupil.geometry)
-    gives = teacher.spec.discrete
-    _must("teacher", config)(gives == config.discrete, f"its Config says discrete {config.discrete}, its spec {gives}")
+    must, gives = _must("teacher", config), teacher.spec.discrete
+    must(getattr(teacher, "config", None) == config, "its __init__ must keep its Config: self.config = config")
+    must(gives == config.discrete, f"its Config says discrete {config.discrete}, its spec {gives}")
     teacher.bind(student, _config("heads", "fc").build(student, teacher.spec.dim))
     teacher.freeze()
     if teacher.needs_fit:
         teacher.fit([_view(pupil.geometry, teacher.rendition, batch=16, seed=seed) for seed in range(4)])
-        _must("teacher", config)(not teacher.needs_fit, "once fitted it must say so: needs_fit stays True after fit")
+        must(not teacher.needs_fit, "once fitted it must say so: needs_fit stays True after fit")
+    if config.reloads:
+        again, state = config.build(pupil.geometry).state_dict(), teacher.state_dict()
+        same = all(torch.equal(tensor, again[name]) for name, tensor in state.items())
+        must(same, "its Config says reloads, but building it twice gives different weights")
     return teacher
 
 
@@ -144,6 +147,7 @@ def check_student(student: Named) -> None:
     """S: the shapes its Config promises; hidden pixels without influence; every parameter trained by masked images."""
     config = _config("students", student)
     must, built, geometry = _must("student", config), config.build().eval(), config.geometry
+    must(built.config == config, "its __init__ must keep its Config: self.config = config")
     must(built.geometry == geometry, f"Config says {geometry}, but the built student {built.geometry}")
     must(built.dim == geometry.dim, f"dim {built.dim} differs from its geometry's {geometry.dim}")
     view = _view(geometry)
@@ -176,9 +180,8 @@ def _check_encoded(must: Must, encoded: Encoded, config: Any, view: View, mask: 
     else:
         right = encoded.index is not None and torch.equal(encoded.index, kept)
         must(right, "it drops hidden patches (dense is False), so index must be mask.visible_index")
-    prefix = tuple(encoded.prefix.shape)
-    right = len(prefix) == 3 and prefix[0] == batch and prefix[2] == geometry.dim
-    must(right, f"prefix must be (B, P, D), where P may be 0, not {prefix}")
+    prefix, shape = tuple(encoded.prefix.shape), (batch, config.num_prefix, geometry.dim)
+    must(prefix == shape, f"num_prefix {config.num_prefix} promises a prefix of {shape}, not {prefix}")
     must(encoded.grid == geometry.grid, f"grid must be {geometry.grid}, not {encoded.grid}")
     must(encoded.box is view.box and encoded.flip is view.flip, "it must hand on box and flip of the view")
 
@@ -227,6 +230,8 @@ def check_head(head: Named, student: Named = TOY, out_dim: int = 5) -> None:
     must(fits, f"it needs a dense student, but {pupil.name!r} drops hidden patches; pass one that keeps them")
     beyond = [tap for tap in config.taps if not 0 <= tap.block < pupil.num_blocks]
     must(not beyond, f"it reads {beyond}, but the student has {pupil.num_blocks} blocks; pass a deeper one")
+    fits = pupil.num_prefix > 0 or not config.needs_class
+    must(fits, f"it needs a class token, but student {pupil.name!r} has none; pass one with it")
     built, view = config.build(encoder, out_dim).eval(), _view(pupil.geometry)
     ask: Any = partial(Query, box=view.box, flip=view.flip)
     for mask in _masks(pupil):
@@ -292,7 +297,8 @@ def check_loss(loss: Named, dim: int = 6, distance: bool = True) -> None:
 def check_mask(mask: Named, grids: Sequence[Size] = ((4, 6), (7, 7), (14, 14))) -> None:
     """A mask sampler: (K, N) bool with the promised count, pure in its generator, picklable for loader workers."""
     config = _config("masks", mask)
-    must, built = _must("mask", config), pickle.loads(pickle.dumps(config.build()))
+    must = _must("mask", config)
+    built = _in_a_worker(must, config.build())
     for grid in grids:
         count, shape = config.num_hidden(grid), (config.num_folds, grid[0] * grid[1])
         for seed in range(8):
@@ -324,7 +330,8 @@ def _check_saliency(must: Must, sampler: Any, count: int | None, shape: tuple[in
 def check_views(views: Named, size: Size = (16, 24)) -> None:
     """A view policy: promised names and sizes, uint8, boxes inside the image, pure in its generator, picklable."""
     config = _config("views", views)
-    must, built = _must("view policy", config), pickle.loads(pickle.dumps(config.build()))
+    must = _must("view policy", config)
+    built = _in_a_worker(must, config.build())
     renditions = Rendition((8, 12), "lanczos"), Rendition((20, 36), "bilinear")
     for number, (height, width) in enumerate([(40, 50), (64, 20), (5, 90), size]):
         image = _pixels((3, height, width), number)
@@ -406,6 +413,14 @@ def _config(kind: str, value: Named) -> Any:
             f"{noun} {config.name!r}: its Config must be hashable, so tuples and no lists: {error}"
         ) from None
     return config
+
+
+def _in_a_worker(must: Must, built: Any) -> Any:
+    """What a loader worker gets of it."""
+    try:
+        return pickle.loads(pickle.dumps(built))
+    except Exception as error:  # whatever its __reduce__ raises
+        must(False, f"loader workers get it pickled, which fails: {error}")
 
 
 def _must(noun: str, config: Any) -> Must:

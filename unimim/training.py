@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,11 +72,11 @@ def describe(recipe: Recipe, data: str, source: ImageSource, run: Run) -> dict[s
         "recipe": recipe.data(),
         "hash": recipe.hash,
         "seed": recipe.seed,
-        "data": {"spec": data, "images": len(source), "fingerprint": source.fingerprint()},
+        "data": data_record(data, source),
         "run": run.model_dump(mode="json"),
         "world_size": world_size(),
         "threads": torch.get_num_threads(),
-        "command": " ".join(["unimim", *sys.argv[1:]]),
+        "command": shlex.join(["unimim", *sys.argv[1:]]),
         "versions": {"unimim": version("unimim"), "python": platform.python_version()}
         | {package: version(package) for package in packages},
         "plugins": {plugin.name: plugin.version for plugin in plugins().loaded},
@@ -85,21 +87,44 @@ def describe(recipe: Recipe, data: str, source: ImageSource, run: Run) -> dict[s
 
 
 def claim(folder: Path, record: dict[str, Any]) -> None:
-    """Write run.json into an empty folder, or check that the folder holds the same recipe and data."""
+    """Rank 0: write run.json into an empty folder, or check that the folder holds the same recipe and data."""
+    if rank() != 0:
+        return
+    before = held(folder, record["recipe"], record["data"])
+    record["seconds"] = before.get("seconds", 0.0)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "run.json", json.dumps(record, indent=1))
+    write_text(folder / "config.yaml", Recipe.model_validate(record["recipe"]).yaml())
+
+
+def held(folder: Path, recipe: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """run.json of a folder that holds a part of the run of `recipe` on `data`; {} of one that holds no run.
+
+    Raises ValueError if it holds another run, with the differences, or files that a run would overwrite.
+    """
     path = folder / "run.json"
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changes = differences(before["recipe"], record["recipe"]) if before["hash"] != record["hash"] else []
-        if before["data"]["fingerprint"] != record["data"]["fingerprint"]:
-            changes.append(f"data: {before['data']['spec']} -> {record['data']['spec']} (other images)")
-        if changes:
-            listed = "\n  ".join(changes)
-            raise ValueError(f"{folder} holds another run; use another folder, or undo these changes:\n  {listed}")
-        record["seconds"] = before.get("seconds", 0.0)
-    if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(record, indent=1))
-        write_text(folder / "config.yaml", Recipe.model_validate(record["recipe"]).yaml())
+    if not path.exists():
+        taken = [name for name in ("checkpoints", "weights", "metrics.jsonl", "config.yaml") if (folder / name).exists()]
+        if taken:
+            raise ValueError(f"{folder} holds {', '.join(taken)} but no run.json; use another folder")
+        return {}
+    try:
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        changes = differences(before["recipe"], recipe)
+        other_images = before["data"]["fingerprint"] != data["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); use another folder") from None
+    if other_images:
+        changes.append(f"data: {before['data']['spec']} -> {data['spec']} (other images)")
+    if changes:
+        listed = "\n  ".join(changes)
+        raise ValueError(f"{folder} holds another run; use another folder, or undo these changes:\n  {listed}")
+    return before
+
+
+def data_record(spec: str, source: ImageSource) -> dict[str, Any]:
+    """Which images: the `data` of run.json."""
+    return {"spec": spec, "images": len(source), "fingerprint": source.fingerprint()}
 
 
 def finish(folder: Path, record: dict[str, Any]) -> None:

@@ -32,10 +32,7 @@ def save(objective: Objective, folder: Path) -> None:
     if recipe.is_file() and recipe.read_text(encoding="utf-8") != text:
         recipe.unlink()
         sync(folder)
-    hidden = folder / f".tmp-{TENSORS}"
-    save_file(separate(objective.training_state()), hidden)
-    sync(hidden)
-    hidden.replace(folder / TENSORS)
+    write_tensors(folder / TENSORS, objective.training_state())
     write_text(recipe, text)
 
 
@@ -49,9 +46,14 @@ def load(folder: Path) -> Objective:
 
 def load_student(folder: Path) -> Student:
     """The student alone, without building (or having) its teachers; for evaluation and export."""
-    student, tensors = read_recipe(folder).student.build(), read_tensors(folder)
+    return student_of(read_recipe(folder), read_tensors(folder), folder / TENSORS)
+
+
+def student_of(recipe: Recipe, tensors: Mapping[str, Tensor], source: Path) -> Student:
+    """The student of a recipe with the tensors of an objective, which were read from `source`."""
+    student = recipe.student.build()
     own = {name.removeprefix("student."): tensor for name, tensor in tensors.items() if name.startswith("student.")}
-    check(student.state_dict(), own, f"{folder / TENSORS} does not fit the student of its {RECIPE}")
+    check(student.state_dict(), own, f"{source} does not fit the student of recipe {recipe.name!r}")
     student.load_state_dict(own)
     return student
 
@@ -85,6 +87,18 @@ def check(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], problem: st
     lines = [f"{len(names)} {kind}: {shorten(names)}" for kind, names in misfits.items() if names]
     if lines:
         raise ValueError("\n  ".join([f"{problem}:", *lines]))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+    """Replace a .safetensors file as a whole."""
+    hidden = path.with_name(f".tmp-{path.name}")
+    hidden.touch()
+    mode = hidden.stat().st_mode  # safetensors would leave the file to its owner alone
+    save_file(separate(tensors), hidden, metadata or None)
+    hidden.chmod(mode)
+    sync(hidden)
+    hidden.replace(path)
+    sync(path.parent)
 
 
 def separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..world import world_size
+
+DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
 
 
 @contextmanager
@@ -39,7 +44,9 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1:
         return module
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(module, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    once = "forward_sync_buffers" if "forward_sync_buffers" in DDP_OPTIONS else "broadcast_buffers"  # the newer name
+    options: dict[str, Any] = {once: False, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(module, devices, **options)
 
 
 def launch(num_processes: int, arguments: Sequence[str]) -> None:
@@ -51,10 +58,5 @@ def launch(num_processes: int, arguments: Sequence[str]) -> None:
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=num_processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0"
     )
-    elastic_launch(config, _python())("-m", "unimim", *arguments)
+    elastic_launch(config, sys.executable)("-m", "unimim", *arguments)
 
-
-def _python() -> str:
-    import sys
-
-    return sys.executable

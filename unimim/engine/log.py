@@ -85,7 +85,7 @@ class Log:
     def say(self, message: str) -> None:
         """One line for a person, control characters and markup shown as text."""
         if not self.quiet:
-            self.console.print(Text(message), highlight=False)
+            self.console.print(Text(message), highlight=False, soft_wrap=True)
 
     def _eta(self, row: Mapping[str, Any]) -> str:
         left = (self.total_steps - row["step"]) * self.images / max(row["images_per_s"], 1e-9)

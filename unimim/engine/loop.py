@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -84,8 +84,7 @@ def train(
     meters = Meters(device)
     saved_at = time.monotonic()
 
-    with interruptible() as interrupted:
-        feed = steps(source, sampling, plan, run, start)
+    with interruptible() as interrupted, closing(steps(source, sampling, plan, run, start)) as feed:
         for step in range(start, plan.total_steps):
             progress = plan.progress(step)
             # Data

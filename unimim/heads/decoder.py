@@ -41,6 +41,10 @@ class Decoder(Head):
             return self
 
         @property
+        def needs_class(self) -> bool:
+            return True
+
+        @property
         def label(self) -> str:
             return "Decoder"
 

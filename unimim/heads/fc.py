@@ -27,6 +27,10 @@ class FC(Head):
             return True
 
         @property
+        def needs_class(self) -> bool:
+            return True
+
+        @property
         def label(self) -> str:
             return "FC"
 

@@ -9,8 +9,9 @@ Data = Mapping[str, Any]
 
 
 def sized(name: str, function: Callable[[str], Data], *sizes: str) -> dict[str, Callable[[], Data]]:
-    """{name: first size, name-<size>: ...}; the first is the one the paper's tables lead with."""
-    return {name: _of(function, sizes[0]), **{f"{name}-{size}": _of(function, size) for size in sizes[1:]}}
+    """{name: first size, name-<size>: ...}; the first is the one the paper's tables lead with, and alone a row of Table 1."""
+    others = {f"{name}-{size}": _of(function, size, row="") for size in sizes[1:]}
+    return {name: _of(function, sizes[0]), **others}
 
 
 def beit_style(layer_scale: float) -> dict[str, object]:
@@ -26,9 +27,9 @@ def beit_style(layer_scale: float) -> dict[str, object]:
     }
 
 
-def _of(function: Callable[[str], Data], size: str) -> Callable[[], Data]:
+def _of(function: Callable[[str], Data], size: str, **changes: str) -> Callable[[], Data]:
     def recipe() -> Data:
-        return function(size)
+        return {**function(size), **changes}
 
     recipe.__doc__ = f"{(function.__doc__ or '').strip().partition(chr(10))[0]} Size: {size}."
     recipe.__module__ = function.__module__

@@ -22,6 +22,7 @@ def maskdistill(size: str) -> Data:
     drop_path = {"base": 0.1, "large": 0.2, "huge": 0.25, "micro": 0.0}[size]
     recipe = {
         "title": "MaskDistill",
+        "row": "MaskDistill (Peng et al., 2023)",
         "paper": "Peng et al., 2023, A Unified View of Masked Image Modeling",
         "status": "unverified",
         "teacher": paper(
@@ -75,6 +76,7 @@ def distillation(size: str) -> Data:
     student = recipe["student"]
     return recipe | {
         "title": "Distillation",
+        "row": "",
         "mask": paper("none", "Table 5"),
         "where": paper("all", "Table 5"),
         "student": type(student)(student.value | {"masking": "none"}, student.source),

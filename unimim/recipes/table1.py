@@ -16,6 +16,7 @@ def mae(size: str) -> Data:
     student = {"name": "vit", "size": size, "masking": "drop", "positions": "sincos", "init": "xavier"}
     recipe = {
         "title": "MAE",
+        "row": "MAE (He et al., 2022)",
         "paper": "He et al., 2022, Masked Autoencoders Are Scalable Vision Learners",
         "status": "verified",
         "teacher": official({"name": "pixel"}, f"{MAE}, models_mae.py patchify"),
@@ -47,10 +48,13 @@ def mae(size: str) -> Data:
 
 
 def beit(size: str) -> Data:
-    """BEiT: ids of a discrete VAE's codebook at hidden patches. (The 83.2 row: student.positions=learned
-    student.relative_positions=none student.layer_scale=null.)"""
+    """BEiT: ids of a discrete VAE's codebook at hidden patches.
+
+    The 83.2 row: student.positions=learned student.relative_positions=none student.layer_scale=null.
+    """
     recipe = {
         "title": "BEiT",
+        "row": "BEiT (Bao et al., 2022)",
         "paper": "Bao et al., 2022, BEiT: BERT Pre-Training of Image Transformers",
         "status": "verified",
         "teacher": official({"name": "dvae"}, f"{BEIT}, modeling_discrete_vae.py; openai/DALL-E @ 5be4b23"),
@@ -89,6 +93,7 @@ def data2vec(size: str) -> Data:
     teacher = {"name": "self", "layers": list(range(depth - top, depth)), "layer_norm": "layer"}
     recipe = {
         "title": "data2vec",
+        "row": "data2vec (Baevski et al., 2022)",
         "paper": "Baevski et al., 2022, data2vec: A General Framework for Self-supervised Learning",
         "status": "verified",
         "teacher": official(teacher | {"decay": 0.9998}, f"{DATA2VEC}, engine_for_cyclical.py, README"),

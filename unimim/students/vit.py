@@ -109,6 +109,10 @@ class ViT(Student):
             return self.depth
 
         @property
+        def num_prefix(self) -> int:
+            return int(self.class_token) + self.num_registers
+
+        @property
         def label(self) -> str:
             return "ViT"
 
@@ -119,7 +123,7 @@ class ViT(Student):
     def __init__(self, config: ViT.Config) -> None:
         super().__init__()
         self.config, self.geometry, self.dim = config, config.geometry, config.dim
-        self.num_prefix = int(config.class_token) + config.num_registers
+        self.num_prefix = config.num_prefix
         dim, num_tokens = config.dim, self.geometry.num_tokens
         self.register_buffer("mean", torch.tensor(config.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(-1, 1, 1), persistent=False)

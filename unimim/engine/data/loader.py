@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,22 +72,32 @@ def addresses(plan: Plan, micro: int, repeats: int, start: int) -> Iterator[list
             yield [(epoch, int(index)) for index in chosen]
 
 
-def steps(source: ImageSource, sampling: Sampler, plan: Plan, run: Run, start: int = 0) -> Iterator[list[Batch]]:
-    """For every step from `start` on, the micro-batches of this process (on the host)."""
+def steps(
+    source: ImageSource, sampling: Sampler, plan: Plan, run: Run, start: int = 0
+) -> Generator[list[Batch], None, None]:
+    """For every step from `start` on, the micro-batches of this process (on the host). Close it to end its workers."""
     micro, repeats = split(plan.batch, world_size(), run.micro_batch)
     skipped = run.out / "skipped_images.txt" if run.skip_bad_images else None
     loader = DataLoader(
-        Samples(source, sampling, skipped),
+        _Handed(source, sampling, skipped),
         batch_sampler=_Addresses(plan, micro, repeats, start),
-        collate_fn=sampling.collate,
+        collate_fn=partial(_collate, sampling),
         num_workers=run.workers,
         pin_memory=run.device.startswith("cuda"),
         worker_init_fn=_calm if run.workers else None,
         prefetch_factor=4 if run.workers else None,
     )
     parts = iter(loader)
-    for _ in range(start, plan.total_steps):
-        yield [next(parts) for _ in range(repeats)]
+    try:
+        for _ in range(start, plan.total_steps):
+            step = [next(parts) for _ in range(repeats)]
+            for part in step:
+                if isinstance(part, BadImage):
+                    raise part
+            yield step
+    finally:
+        if run.workers:  # they ignore the signal that would end them at exit
+            parts._shutdown_workers()  # type: ignore[attr-defined]
 
 
 FIT_IMAGES, FIT_BATCH = 4096, 64
@@ -99,6 +110,21 @@ def first_images(source: ImageSource, sampling: Sampler, plan: Plan) -> Iterator
     samples = Samples(source, sampling, None)
     for first in range(0, len(chosen), FIT_BATCH):
         yield sampling.collate([samples[0, int(index)] for index in chosen[first : first + FIT_BATCH]])
+
+
+class _Handed(Samples):
+    """An unreadable image as a value: raised in a worker, it would arrive as a RuntimeError with its traceback as text."""
+
+    def __getitem__(self, address: Address) -> Any:
+        try:
+            return super().__getitem__(address)
+        except BadImage as error:
+            return error
+
+
+def _collate(sampling: Sampler, samples: Sequence[Any]) -> Batch | BadImage:
+    bad = next((sample for sample in samples if isinstance(sample, BadImage)), None)
+    return bad or sampling.collate(samples)
 
 
 class _Addresses:

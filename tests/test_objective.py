@@ -1,0 +1,449 @@
+"""Laws of Eq. 1: totals, shared targets, folds, several predictions, where, saliency, self-teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from unimim import Batch, Encoded, Loss, Mask, MaskSampler, Objective, Progress, Query, Sampling, Target, load
+from unimim.address import uniform
+from unimim.heads.fc import FC
+from unimim.teachers.pixel import Pixel
+from unimim.types import View, gather
+
+STUDENT = {"name": "vit", "image_size": (16, 24), "patch_size": 4, "dim": 8, "depth": 2, "num_heads": 2}
+DROP = STUDENT | {"masking": "drop"}
+DECODER = {"name": "decoder", "dim": 8, "depth": 1, "num_heads": 2}
+EXACT = {"name": "block", "ratio": 0.4, "min_block": 4, "exact": True}
+VARYING = {"name": "block", "count": 23, "min_block": 4}
+COUNTS = torch.tensor([3, 20, 9, 12, 1, 15])
+"""Patches hidden in each of six images where the count varies."""
+TERM = {"teacher": "pixel", "head": "fc", "loss": "l2"}
+SELF = {"name": "self", "decay": 0.5}
+STEP = Progress(0, 10, 5)
+
+
+def build(**changes: Any) -> Objective:
+    data = {"name": "toy", "student": STUDENT, "optimization": {"lr": 1e-3}, "batch": 6, "epochs": 1}
+    masks = {} if "masks" in changes else {"mask": EXACT}
+    term = {} if "terms" in changes else TERM
+    torch.manual_seed(0)
+    return Objective(load(data | masks | term | changes))
+
+
+def draw(objective: Objective, rows: Sequence[int] = range(6)) -> Batch:
+    """The batch of these images, collated on its own as a loader would; image i always has the same mask."""
+    sampling = Sampling(objective.recipe, objective.student.geometry, objective.renditions)
+    pixels = torch.randint(0, 256, (6, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    batch = sampling.collate([sampling(pixels[index], 0, index) for index in rows])
+    if objective.recipe.masks["main"].num_hidden((4, 6)) is not None:
+        return batch
+    hidden = uniform(batch.index, 24, 9).argsort(1).argsort(1) < COUNTS[batch.index, None]
+    return Batch(batch.views, {"main": (Mask.from_hidden(hidden),)}, batch.index)
+
+
+def gradients(objective: Objective) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None])
+
+
+# Totals
+
+
+@pytest.mark.parametrize("reduction", ["tokens", "images"])
+@pytest.mark.parametrize("where", ["hidden", "visible", "all", "image"])
+@pytest.mark.parametrize("mask", [EXACT, VARYING], ids=["exact", "varying"])
+def test_micro_batches_with_global_totals_add_up_to_the_whole(mask: Any, where: str, reduction: str) -> None:
+    objective = build(mask=mask, where=where, reduction=reduction, norm="layer")
+    whole = objective(draw(objective))
+    whole["loss"].backward()
+    expected = gradients(objective)
+    objective.zero_grad()
+    parts = [draw(objective, rows) for rows in ([0, 1, 2], [3], [4, 5])]
+    totals = torch.stack([objective.count(batch) for batch in parts]).sum(0)
+    assert torch.equal(totals, objective.count(draw(objective)))
+    losses = [objective(batch, totals) for batch in parts]
+    for loss in losses:
+        loss["loss"].backward()
+    torch.testing.assert_close(torch.stack([loss["loss"] for loss in losses]).sum(), whole["loss"])
+    torch.testing.assert_close(gradients(objective), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_reductions_differ_exactly_where_counts_vary() -> None:
+    values = {
+        (name, reduction): float(objective(draw(objective))["loss"].detach())
+        for name, mask in (("exact", EXACT), ("varying", VARYING))
+        for reduction in ("tokens", "images")
+        for objective in [build(mask=mask, reduction=reduction)]
+    }
+    assert values["exact", "tokens"] == pytest.approx(values["exact", "images"], rel=1e-6)
+    assert values["varying", "tokens"] != pytest.approx(values["varying", "images"], rel=1e-3)
+
+
+def by_hand(objective: Objective, batch: Batch, index: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean squared error of the head's answers at `index`, from the equation."""
+    view, (mask,) = batch.views["main"], batch.masks["main"]
+    branch = objective.terms["mim"]
+    with torch.no_grad():
+        target = objective.recipe.terms["mim"].norm.build()(objective.teachers["mim"](view).tokens)
+        preds = branch.head(objective.student(view, mask), Query(index))
+    squares = (preds - gather(target, index)).square().mean(-1)
+    return squares.mean() if valid is None else squares[valid].mean()
+
+
+@pytest.mark.parametrize("mask", [EXACT, VARYING], ids=["exact", "varying"])
+def test_the_loss_is_the_equation(mask: Any) -> None:
+    for where in ("hidden", "visible", "all"):
+        objective = build(mask=mask, where=where, norm="layer")
+        batch = draw(objective)
+        (drawn,) = batch.masks["main"]
+        index, valid = {
+            "hidden": (drawn.hidden_index, drawn.hidden_valid),
+            "visible": (drawn.visible_index, drawn.visible_valid),
+            "all": (torch.arange(24).expand(6, -1), None),
+        }[where]
+        torch.testing.assert_close(objective(batch)["loss"], by_hand(objective, batch, index, valid))
+
+
+def test_the_image_is_the_mean_target_where_a_teacher_has_none() -> None:
+    objective = build(where="image")
+    batch = draw(objective)
+    (only,) = objective.predictions(batch)["mim"]
+    assert only.preds[0].shape == only.target.shape == (6, 1, 48)
+    torch.testing.assert_close(only.target, only.dense.mean(1, keepdim=True))
+
+
+def test_all_and_class_puts_the_class_token_first() -> None:
+    objective = build(teacher=SELF, where="all+class")
+    batch = draw(objective)
+    (only,) = objective.predictions(batch)["mim"]
+    copy = objective.teachers["mim"].copy["student"](batch.views["main"])
+    torch.testing.assert_close(only.target, torch.cat([copy.prefix[:, :1], copy.tokens], 1))
+    assert objective.count(batch).tolist() == [6 * 25]
+    pixels = build(where="all+class")
+    with pytest.raises(ValueError, match="needs a teacher that returns a target for the class token"):
+        pixels(batch)
+
+
+def test_an_image_without_hidden_patches_adds_nothing() -> None:
+    objective = build(mask=VARYING, reduction="images")
+    batch = draw(objective)
+    hidden = batch.masks["main"][0].hidden.clone()
+    hidden[2] = False
+    loss = objective(Batch(batch.views, {"main": (Mask.from_hidden(hidden),)}, batch.index))["loss"]
+    assert loss.isfinite()
+
+
+# Terms
+
+
+def test_terms_are_summed_by_their_weight_at_the_progress_of_the_step() -> None:
+    ramp = {"start": 0.0, "end": 2.0, "until": 0.5}
+    objective = build(terms={"pixels": TERM, "self": TERM | {"teacher": SELF, "weight": ramp}})
+    batch = draw(objective)
+    for step, weight in ((0, 0.0), (2, 0.8), (5, 2.0), (9, 2.0)):
+        objective.on_step_start(Progress(step, 10, 5))
+        losses = objective(batch)
+        assert [*losses] == ["pixels", "self", "loss"]
+        torch.testing.assert_close(losses["loss"], losses["pixels"] + weight * losses["self"])
+
+
+def test_terms_with_one_teacher_ask_it_once_a_step() -> None:
+    layered = SELF | {"layers": [0, 1]}
+    objective = build(
+        terms={"a": TERM | {"teacher": layered}, "b": TERM | {"teacher": layered, "loss": "l1"}, "c": TERM}
+    )
+    assert [*objective.teachers] == ["a", "c"]
+    calls: list[str] = []
+    for name, teacher in objective.teachers.items():
+        teacher.register_forward_hook(lambda *_, name=name: calls.append(name))
+    objective(draw(objective))
+    assert calls == ["a", "c"]
+    objective.on_step_end(Progress(0, 10, 5))
+    objective(draw(objective))
+    assert calls == ["a", "c"] * 2
+
+
+class Pair(MaskSampler):
+    """A random half and its complement."""
+
+    class Config(MaskSampler.Config):
+        name: Literal["pair"] = "pair"
+        num_folds_: int = 2
+
+        def num_hidden(self, grid: tuple[int, int]) -> int:
+            return grid[0] * grid[1] // 2
+
+        @property
+        def num_folds(self) -> int:
+            return 2
+
+    def sample(self, grid: tuple[int, int], rng: np.random.Generator) -> Any:
+        half = rng.permutation(grid[0] * grid[1]) < grid[0] * grid[1] // 2
+        return np.stack([half, ~half])
+
+
+class Twice(FC):
+    """The prediction, and a second one at a distance."""
+
+    class Config(FC.Config):
+        name: Literal["twice"] = "twice"
+
+    def forward(self, encoded: Encoded, query: Query) -> tuple[Tensor, ...]:
+        pred = FC.forward(self, encoded, query)
+        return pred, pred + 1
+
+
+class Spread(Loss):
+    """The mean absolute difference of the mean prediction and the mean target of a set."""
+
+    class Config(Loss.Config):
+        name: Literal["spread"] = "spread"
+
+        @property
+        def joint(self) -> bool:
+            return True
+
+    def forward(self, pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+        assert pred.shape == target.shape
+        return (pred.mean((0, 1)) - target.mean((0, 1))).abs().mean()
+
+
+class Bright(Pixel):
+    """Pixels, with the brightness of patches as saliency."""
+
+    class Config(Pixel.Config):
+        name: Literal["bright"] = "bright"
+
+    def forward(self, view: View, mask: Mask | None = None) -> Target:
+        target = Pixel.forward(self, view)
+        return Target(target.tokens, saliency=target.tokens.mean(-1))
+
+
+class Dark(MaskSampler):
+    """Hides the least salient third."""
+
+    class Config(MaskSampler.Config):
+        name: Literal["dark"] = "dark"
+
+        @property
+        def reads_saliency(self) -> bool:
+            return True
+
+        def num_hidden(self, grid: tuple[int, int]) -> int:
+            return grid[0] * grid[1] // 3
+
+    def sample(self, grid: tuple[int, int], rng: np.random.Generator) -> Any:
+        return np.arange(grid[0] * grid[1])[None] < grid[0] * grid[1] // 3
+
+    def from_saliency(self, saliency: Tensor, noise: Tensor) -> tuple[Mask, ...]:
+        assert ((noise >= 0) & (noise < 1)).all()
+        count = saliency.shape[1] // 3
+        return (Mask.from_hidden(saliency.argsort(1).argsort(1) < count, count),)
+
+
+def test_folds_are_passes_of_the_student_averaged_together(register: Any) -> None:
+    register(masks={"pair": Pair})
+    objective = build(mask="pair", student=DROP, head=DECODER)
+    batch = draw(objective)
+    assert len(batch.masks["main"]) == 2
+    first, second = batch.masks["main"]
+    assert torch.equal(first.hidden, ~second.hidden)
+    each = [objective(Batch(batch.views, {"main": (fold,)}, batch.index))["loss"] for fold in (first, second)]
+    torch.testing.assert_close(objective(batch)["loss"], torch.stack(each).mean())
+    assert objective.count(batch).tolist() == [6 * 24]
+
+
+def test_losses_of_several_predictions_add(register: Any) -> None:
+    register(heads={"twice": Twice})
+    both, one = build(head="twice"), build()
+    batch = draw(both)
+    (only,) = both.predictions(batch)["mim"]
+    assert len(only.preds) == 2
+    squares = [(pred - only.target).square().mean() for pred in only.preds]
+    torch.testing.assert_close(both(batch)["loss"], squares[0] + squares[1])
+    assert torch.equal(both.count(batch), one.count(batch))
+
+
+def test_a_joint_loss_sees_all_folds_and_predictions_at_once(register: Any) -> None:
+    register(losses={"spread": Spread}, masks={"pair": Pair}, heads={"twice": Twice})
+    objective = build(loss="spread", mask="pair", head="twice")
+    batch = draw(objective)
+    folds = objective.predictions(batch)["mim"]
+    preds = torch.cat([pred for fold in folds for pred in fold.preds])
+    targets = torch.cat([fold.target for fold in folds for _ in fold.preds])
+    assert preds.shape == (6 * 2 * 2, 12, 48)
+    torch.testing.assert_close(objective(batch)["loss"], (preds.mean((0, 1)) - targets.mean((0, 1))).abs().mean())
+
+
+def test_masks_that_follow_saliency_are_drawn_from_the_first_teacher(register: Any) -> None:
+    register(teachers={"bright": Bright}, masks={"dark": Dark})
+    objective = build(teacher="bright", mask="dark")
+    calls: list[int] = []
+    objective.teachers["mim"].register_forward_hook(lambda *_: calls.append(1))
+    batch = draw(objective)
+    (only,) = objective.predictions(batch)["mim"]
+    brightness = only.dense.mean(-1)
+    assert only.query.index is not None
+    assert torch.equal(only.query.index, brightness.argsort(1)[:, :8].sort(1).values)
+    assert calls == [1], "the target and the saliency come from one answer"
+    assert objective.count(batch).tolist() == [6 * 8]
+    plain = build(mask="dark")
+    with pytest.raises(ValueError, match="gives no saliency"):
+        plain(draw(plain))
+
+
+def test_several_views_are_passes_with_their_own_masks(register: Any) -> None:
+    from unimim.views import Crop
+
+    class Two(Crop):
+        """Two crops."""
+
+        class Config(Crop.Config):
+            name: Literal["two"] = "two"
+
+            @property
+            def names(self) -> tuple[str, ...]:
+                return "main", "other"
+
+        def sample(self, *args: Any) -> dict[str, View]:
+            return {name: Crop.sample(self, *args)["main"] for name in ("main", "other")}
+
+    register(views={"two": Two})
+    term = TERM | {"view": "other", "teacher": SELF}
+    objective = build(views="two", masks={"main": EXACT, "other": "none"}, terms={"mim": term})
+    batch = draw(objective)
+    passes = objective.predictions(batch)["mim"]
+    assert [p.preds[0].shape[1] for p in passes] == [9, 0]
+    for p in passes:
+        assert p.query.box is batch.views["other"].box, "the query tells where the target's view lies"
+    target = objective.teachers["mim"](batch.views["other"]).tokens
+    assert torch.equal(passes[0].dense, target)
+
+
+# Self-teachers
+
+
+def test_the_momentum_copy_follows_e_d_e_plus_1_minus_d_s() -> None:
+    ramp = {"start": 0.2, "end": 1.0}
+    objective = build(teacher={"name": "self", "decay": ramp, "head": True}, head="fc")
+    copy = objective.teachers["mim"].copy
+    sources = {"student": objective.student, "head": objective.terms["mim"].head}
+    before = {name: parameter.clone() for name, parameter in copy.named_parameters()}
+    assert all(torch.equal(before[f"{part}.{n}"], p) for part in sources for n, p in sources[part].named_parameters())
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+    with torch.no_grad():
+        for parameter in [*objective.student.parameters(), *sources["head"].parameters()]:
+            parameter.add_(1)
+    objective.on_step_end(Progress(5, 10, 5))  # half way: d = 0.6
+    for part, source in sources.items():
+        for name, parameter in source.named_parameters():
+            averaged = copy[part].get_parameter(name)
+            torch.testing.assert_close(averaged, 0.6 * before[f"{part}.{name}"] + 0.4 * parameter)
+
+
+def test_the_copy_keeps_float32_and_its_buffers_whatever_the_decay() -> None:
+    student = STUDENT | {"relative_positions": "shared", "positions": "none"}
+    objective = build(teacher={"name": "self", "decay": 0.9999}, student=student)
+    copy = objective.teachers["mim"].copy["student"]
+    index, start = copy.shared_bias.index.clone(), copy.patch_embed.proj.weight.double()
+    with torch.no_grad():
+        objective.student.patch_embed.proj.weight.add_(1)
+    for step in range(100):
+        objective.on_step_end(Progress(step, 100, 5))
+    assert {parameter.dtype for parameter in copy.parameters()} == {torch.float32}
+    assert torch.equal(copy.shared_bias.index, index)
+    moved = copy.patch_embed.proj.weight - start
+    torch.testing.assert_close(moved, torch.full_like(moved, 1 - 0.9999**100), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("update", "moves"), [("step_start", 0), ("step_end", 1), ("epoch_end", 2)])
+def test_the_copy_moves_at_the_time_its_config_names(update: str, moves: int) -> None:
+    objective = build(teacher=SELF | {"update": update})
+    copy = objective.teachers["mim"].copy["student"].patch_embed.proj.weight
+    with torch.no_grad():
+        objective.student.patch_embed.proj.weight.add_(1)
+    moved = []
+    hooks = objective.on_step_start, objective.on_step_end, objective.on_epoch_end
+    for hook in hooks:
+        before = copy.clone()
+        hook(Progress(3, 10, 5))
+        moved.append(not torch.equal(copy, before))
+    assert moved == [number == moves for number in range(3)]
+    assert sum(moved) == 1
+
+
+def test_the_first_step_starts_before_there_is_anything_to_average() -> None:
+    objective = build(teacher=SELF | {"update": "step_start"})
+    with torch.no_grad():
+        objective.student.patch_embed.proj.weight.add_(1)
+    before = objective.teachers["mim"].copy["student"].patch_embed.proj.weight.clone()
+    objective.on_step_start(Progress(0, 10, 5))
+    assert torch.equal(objective.teachers["mim"].copy["student"].patch_embed.proj.weight, before)
+
+
+def test_layers_are_normalized_each_and_averaged() -> None:
+    objective = build(teacher=SELF | {"layers": [0, 1], "layer_norm": "layer"})
+    view = draw(objective).views["main"]
+    teacher = objective.teachers["mim"]
+    student = teacher.copy["student"]
+    x, _ = student.embed(view)
+    blocks = []
+    for block in student.blocks:
+        x, _ = block(x)
+        blocks.append(torch.nn.functional.layer_norm(x[:, 1:], (8,)))
+    torch.testing.assert_close(teacher(view).tokens, torch.stack(blocks).mean(0))
+
+
+def test_a_hidden_region_shows_a_dropping_student_what_it_did_not_see() -> None:
+    teacher = {"name": "self", "weights": "live", "region": "hidden"}
+    objective = build(teacher=teacher, student=DROP, head=DECODER)
+    batch = draw(objective)
+    view, (mask,) = batch.views["main"], batch.masks["main"]
+    target = objective.teachers["mim"](view, mask).tokens
+    assert target.shape == (6, 24, 8)
+    assert not target[~mask.hidden].any(), "visible positions stay empty"
+    complement = Mask.from_hidden(~mask.hidden, 15)
+    torch.testing.assert_close(gather(target, mask.hidden_index), objective.student(view, complement).tokens)
+    objective(batch)["loss"].backward()
+    assert objective.student.patch_embed.proj.weight.grad is not None
+    assert not target.requires_grad or target.grad_fn is not None
+
+
+@pytest.mark.parametrize("flows", [False, True])
+def test_the_gradient_flows_through_a_target_only_if_asked(flows: bool) -> None:
+    objective = build(teacher={"name": "self", "weights": "live", "differentiable_target": flows})
+    (only,) = objective.predictions(draw(objective))["mim"]
+    assert only.target.requires_grad == flows
+
+
+def test_teachers_stay_frozen_whatever_mode_the_engine_sets() -> None:
+    objective = build(terms={"a": TERM, "b": TERM | {"teacher": SELF}}, student=STUDENT | {"drop_path": 0.5}).train()
+    assert objective.student.training
+    assert not any(module.training for module in objective.teachers["b"].modules())
+    trained = {name.split(".")[0] for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    assert trained == {"student", "branches"}
+    batch = draw(objective)
+    first, second = (objective.predictions(batch)["b"][0] for _ in range(2))
+    assert torch.equal(first.target, second.target)
+    assert not torch.equal(first.preds[0], second.preds[0]), "drop path works in the student alone"
+
+
+# State
+
+
+def test_training_state_comes_back_and_names_what_does_not_fit() -> None:
+    objective, other = build(teacher=SELF), build(teacher=SELF, student=STUDENT | {"init": "xavier"})
+    state = objective.training_state()
+    other.load_training_state(state)
+    batch = draw(objective)
+    assert torch.equal(objective.eval()(batch)["loss"], other.eval()(batch)["loss"])
+    broken = {name: value for name, value in state.items() if name != "student.norm.weight"} | {
+        "student.extra": state["student.norm.weight"]
+    }
+    with pytest.raises(ValueError, match=r"missing \['student.norm.weight'\], unexpected \['student.extra'\]"):
+        other.load_training_state(broken)

@@ -1,0 +1,212 @@
+"""The command that checks a machine: doctor."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from .console import emit, plain, show_table, table
+from .errors import FAILED
+from .listing import Json
+
+TINY = (
+    "student.image_size=16", "student.patch_size=4", "student.dim=16", "student.depth=1", "student.num_heads=2",
+    "head.dim=16", "head.depth=1", "head.num_heads=2", "batch=8", "epochs=3", "optimization.warmup_epochs=0",
+)  # fmt: skip
+"""mae-micro as small as it goes."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor: what was looked at, how it is, and what was seen or is to be done."""
+
+    check: str
+    status: Literal["ok", "warning", "failed"]
+    message: str
+
+
+def doctor(as_json: Json = False) -> None:
+    """Check that this machine can train.
+
+    Looks at torch, devices, processes, disk, limits and plugins, and takes three real steps.
+    """
+    findings = [_guarded(name, check) for name, check in CHECKS.items()]
+    if as_json:
+        emit([asdict(finding) for finding in findings])
+    else:
+        colours = {"ok": "green", "warning": "yellow", "failed": "red"}
+        rows = [(f.check, plain(f.status, colours[f.status]), f.message) for f in findings]
+        show_table(table(["check", "status", "what"], rows, fold="what"))
+    if any(finding.status == "failed" for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+class Warned(Exception):
+    """It works, but not as well as it could."""
+
+
+def _guarded(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, "ok", check())
+    except Warned as warning:
+        return Finding(name, "warning", str(warning))
+    except Exception as error:  # whatever is broken: the other checks still count
+        return Finding(name, "failed", f"{type(error).__name__}: {error}")
+
+
+def _torch() -> str:
+    import torch
+
+    return f"{torch.__version__}, Python {sys.version.split()[0]}, {torch.get_num_threads()} threads"
+
+
+def _device() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise Warned("no CUDA device: training runs on the CPU, which suits the -micro recipes only")
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return f"CUDA {torch.version.cuda}: {', '.join(names)}"
+
+
+def _backend() -> str:
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_gloo_available():
+        raise Warned("torch was built without gloo, so only one process can train")
+    if torch.cuda.is_available() and not dist.is_nccl_available():
+        raise Warned("torch was built without NCCL, so only one GPU can train; install a torch build for CUDA on Linux")
+    return "gloo and NCCL" if dist.is_nccl_available() else "gloo"
+
+
+def _bfloat16() -> str:
+    """bfloat16 keeps 8 bits: products of 256 numbers stay within 2 % of float32."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 256, 256, device=device).unbind()
+    exact = a @ b
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x, y = a.to(dtype), b.to(dtype)
+        started = time.perf_counter()
+        product = x @ y
+        float(product[0, 0])
+        seconds.append(time.perf_counter() - started)
+    error = float((product.float() - exact).norm() / exact.norm())
+    if error > 0.02:
+        raise RuntimeError(f"bfloat16 products are off by {error:.1%} on {device}; train with precision=float32")
+    if seconds[1] > 3 * seconds[0]:
+        raise Warned(
+            f"bfloat16 is {seconds[1] / seconds[0]:.0f} times slower than float32 on {device}; use precision=float32"
+        )
+    return f"products within {error:.1%} of float32 on {device}"
+
+
+def _compiler() -> str:
+    found = next(
+        (path for name in (os.environ.get("CXX", "c++"), "g++", "clang++") if (path := shutil.which(name))), None
+    )
+    if found is None:
+        raise Warned("no C++ compiler, which train --compile needs; install g++ or clang")
+    return f"{found}, for train --compile"
+
+
+def _disk() -> str:
+    free = shutil.disk_usage(Path()).free / 1e9
+    if free < 5:
+        raise Warned(f"{free:.1f} GB free in this folder; a ViT-B run keeps about 3 GB of checkpoints")
+    return f"{free:.0f} GB free in this folder"
+
+
+def _open_files() -> str:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 1024:
+        raise Warned(f"{soft} open files allowed; loader workers may need more: ulimit -n {min(hard, 65536)}")
+    return f"{soft} open files allowed"
+
+
+def _shared_memory() -> str:
+    path = Path("/dev/shm")
+    if not path.is_dir():
+        return "not needed on this system"
+    free = shutil.disk_usage(path).free / 1e6
+    if free < 512:
+        raise Warned(f"{free:.0f} MB in /dev/shm, through which workers hand over images; in Docker use --shm-size=8g")
+    return f"{free / 1000:.1f} GB in /dev/shm"
+
+
+SUM = """
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+x = torch.tensor([dist.get_rank() + 1.0])
+dist.all_reduce(x)
+assert x.item() == 3.0, x
+dist.destroy_process_group()
+"""
+"""1 + 2 over two processes."""
+
+
+def _processes() -> str:
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "all_reduce.py"
+        script.write_text(SUM, encoding="utf-8")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise RuntimeError(f"two processes could not add over gloo ({last}); check firewall and the name of this host")
+    return f"two processes added over gloo in {time.perf_counter() - started:.0f} s"
+
+
+def _plugins() -> str:
+    from ..registry import plugins
+
+    loaded = plugins().loaded
+    bad = [f"{plugin.name}: {plugin.problem}" for plugin in loaded if plugin.problem]
+    if bad:
+        raise Warned(f"{'; '.join(bad)} (unimim plugins -v)")
+    return ", ".join(f"{plugin.name} {plugin.version}" for plugin in loaded)
+
+
+def _steps() -> str:
+    from ..engine.run import Run
+    from ..recipe import load
+    from ..training import train_recipe
+
+    recipe = load("mae-micro", TINY)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(out=Path(folder), workers=1)
+        outcome = train_recipe(recipe, "shapes:size=16,train=8,val=10", run, quiet=True)
+    return f"{recipe.name} took {outcome.step} steps on {run.device} in {time.perf_counter() - started:.0f} s"
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "torch": _torch,
+    "device": _device,
+    "communication": _backend,
+    "bfloat16": _bfloat16,
+    "compiler": _compiler,
+    "disk": _disk,
+    "open files": _open_files,
+    "shared memory": _shared_memory,
+    "processes": _processes,
+    "plugins": _plugins,
+    "training": _steps,
+}

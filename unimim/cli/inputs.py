@@ -1,0 +1,165 @@
+"""What commands that train or evaluate are given: read, checked and described before anything starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from .errors import Problems
+
+if TYPE_CHECKING:
+    from ..engine.data.sources import ImageSource
+    from ..engine.run import Plan, Run
+    from ..recipe import Recipe
+
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", metavar="D", help="Required: a folder, a .zip, torchvision:CIFAR10 or shapes.", show_default=False
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1.", show_default="cuda if there is one")
+]
+ProbeImages = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Training images for the probes.", show_default="all")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, and stop.")]
+
+
+def read_recipe(problems: Problems, name: str, assignments: Sequence[str]) -> Recipe | None:
+    from ..recipe import load
+
+    with problems.of():
+        return load(name, assignments)
+    return None
+
+
+def open_data(
+    problems: Problems, spec: str, split: Literal["train", "val"], labelled: bool = False
+) -> ImageSource | None:
+    """One split of --data; `labelled` for commands that need classes."""
+    from ..engine.data.sources import open_source
+
+    if not spec:
+        problems.add("--data is missing: a folder of images, a .zip, torchvision:CIFAR10, or shapes")
+        return None
+    with problems.of("--data"):
+        source = open_source(spec, split)
+        if labelled and not source.classes:
+            raise ValueError(f"{spec} has no labels, which the probes need; put the images into folders by class")
+        return source
+    return None
+
+
+def check_out(problems: Problems, out: Path | None) -> None:
+    """`out` was given, and is a folder that can be written or made."""
+    if out is None:
+        problems.add("--out is missing: the folder to write, new or of a run to go on with")
+        return
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        problems.add(f"--out: {nearest} is a file, not a folder")
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        problems.add(f"--out: cannot write to {nearest}")
+
+
+def run_options(problems: Problems, out: Path | None, procs: int, **options: Any) -> Run | None:
+    """The options as a Run; those that are None keep its defaults."""
+    import torch
+    from pydantic import ValidationError
+
+    from ..engine.run import Run
+
+    found = None
+    try:
+        found = Run(out=out or Path(), **{name: value for name, value in options.items() if value is not None})
+        kind, count = torch.device(found.device).type, torch.cuda.device_count()
+    except ValidationError as error:
+        for item in error.errors():
+            name = str(item["loc"][0]).replace("_", "-")
+            problems.add(f"--{name}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']}")
+        return None
+    except RuntimeError:
+        problems.add(f"--device: unknown device {options['device']!r}; e.g. cpu, cuda, cuda:1")
+        return None
+    if procs < 1:
+        problems.add(f"--procs: at least 1, got {procs}")
+    elif kind == "cuda" and count < procs:
+        problems.add(f"--device: {found.device} needs a GPU for each of {procs} processes, but torch sees {count}")
+    return found
+
+
+def refuse_torchrun(problems: Problems, command: str) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problems.add(f"{command} runs in one process; start it without torchrun")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training as it would run: the recipe on the data, in `procs` processes, into the folder run.out."""
+
+    recipe: Recipe
+    data: str
+    source: ImageSource
+    run: Run
+    plan: Plan
+    procs: int
+    before: dict[str, Any]
+
+    @property
+    def done(self) -> bool:
+        return self.before.get("status") == "done" and (self.run.out / "weights" / "recipe.yaml").is_file()
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What it is and what it will do, with the arithmetic."""
+        from ..engine.run import split
+
+        plan, policy = self.plan, self.recipe.optimization
+        micro, repeats = split(plan.batch, self.procs, self.run.micro_batch)
+        rate = f"{policy.lr:g}"
+        if policy.lr_per_256:
+            rate += f" x {plan.batch} / 256 = {policy.peak(plan.batch):.4g}"
+        warmup = round(policy.warmup_epochs * plan.steps_per_epoch)
+        state = {"done": "done", "": "new"}.get(self.before.get("status", ""), f"goes on from {self._step}")
+        return [
+            ("recipe", f"{self.recipe.name} ({self.recipe.hash})"),
+            *((name, value) for name, value in self.recipe.axes().items()),
+            ("data", f"{self.data}: {len(self.source)} training images"),
+            ("steps", f"{self.recipe.epochs:g} epochs x {plan.steps_per_epoch} = {plan.total_steps}"),
+            ("batch", f"{plan.batch} = {self.procs} process{'es' * (self.procs > 1)} x {micro} images x {repeats}"),
+            ("rate", f"peak {rate}; {warmup} steps of warm-up, then a cosine to {policy.min_lr:g}"),
+            ("device", f"{self.run.device}, {self.recipe.precision}"),
+            ("out", f"{self.run.out} ({state})"),
+        ]
+
+    @property
+    def _step(self) -> str:
+        from ..engine.checkpoint import Checkpoints
+
+        newest = next(iter(Checkpoints(self.run.out / "checkpoints").paths()), None)
+        return f"step {int(newest.name.removeprefix('step-'))}" if newest else "the start"
+
+
+def make_job(
+    problems: Problems, recipe: Recipe, data: str, source: ImageSource, run: Run, procs: int = 1
+) -> Job | None:
+    """The job, if recipe, data, processes and folder go together."""
+    from ..engine.run import split
+    from ..training import data_record, held, plan_of
+
+    before: dict[str, Any] = {}
+    with problems.of("--out"):
+        if run.out.exists():
+            before = held(run.out, recipe.data(), data_record(data, source))
+    with problems.of("--procs, --micro-batch"):
+        split(recipe.batch, procs, run.micro_batch)
+    with problems.of(recipe.name):
+        return Job(recipe, data, source, run, plan_of(recipe, source), procs, before)
+    return None

@@ -1,0 +1,1 @@
+"""What a trained student is worth: protocols on frozen features."""

@@ -1,0 +1,57 @@
+"""Official checkpoints to unimim weights, and unimim students to timm.
+
+An importer is a class with tables: how to rename the official tensors, and which registered recipe completes what their
+shapes say. A plugin that knows another project's files registers one like any other component:
+
+    # my_plugin.py, named in the entry-point group "unimim"
+    from unimim import hookimpl
+
+    @hookimpl
+    def unimim_importers():
+        return {"simmim": "my_plugin.simmim:SimMIM"}
+
+    # my_plugin/simmim.py
+    from unimim.importers import Importer, encoder
+
+    class SimMIM(Importer):
+        "Official SimMIM checkpoints of plain ViTs (microsoft/SimMIM)."
+
+        name = "simmim"
+        recipe = "simmim"
+        rules = {r"encoder\\.cls_token": "student.prefix", r"decoder\\.0\\.(weight|bias)": r"branches.mim.head.proj.\\1", ...}
+        prediction = "decoder.0.bias"
+
+        def infer(self, state):
+            return encoder(state, "encoder.") | {"student.positions": "learned"}
+
+`Importer.read` does the rest: it fails on anything missing or misshapen, and lists what it left out and why.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Importer": "base",
+    "Imported": "base",
+    "encoder": "vit",
+    "read_checkpoint": "official",
+    "export_timm": "timm",
+    "convert": "commands",
+    "export": "commands",
+}
+__all__ = ["Imported", "Importer", "convert", "encoder", "export", "export_timm", "read_checkpoint"]
+
+if TYPE_CHECKING:
+    from .base import Imported, Importer
+    from .commands import convert, export
+    from .official import read_checkpoint
+    from .timm import export_timm
+    from .vit import encoder
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'unimim.importers' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -1,0 +1,221 @@
+"""What a report says, as plain immutable data. Nothing here knows about HTML, terminals or torch.
+
+A `Report` holds one `Entry` for each recipe that ran and one for each baseline. Several `Score`s of one entry that
+share task and metric are repetitions with different seeds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["recipe", "random", "pixels"]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """L(N(T(I_full)), H(S(I_masked))): one row of the paper's Table 1, each axis in the words shown to the reader."""
+
+    teacher: str
+    norm: str
+    student: str
+    head: str
+    loss: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measured value, larger is better.
+
+    Args:
+        task: what was evaluated, e.g. "linear probe".
+        metric: what was counted, e.g. "top-1".
+        value: in `unit`; NaN if the evaluation did not yield a number.
+        unit: "%" for percentages (0 to 100), otherwise any short unit or "".
+        interval: 95 % interval (low, high) of `value` over the choice of test images, in `unit`; None if not measured.
+        protocol: everything a reader needs to measure the same, e.g. "k = 20, T = 0.07, mean of patch tokens".
+        seed: of the pretraining run.
+
+    Raises:
+        ValueError: low > high.
+    """
+
+    task: str
+    metric: str
+    value: float
+    unit: str = "%"
+    interval: tuple[float, float] | None = None
+    protocol: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.interval is not None and self.interval[0] > self.interval[1]:
+            raise ValueError(f"score {self.task!r}: interval {self.interval} has low > high; give it as (low, high)")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A logged quantity over optimiser steps. Values may be NaN or infinite: a diverged run is shown, not hidden.
+
+    Raises:
+        ValueError: `steps` and `values` differ in length.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.values):
+            raise ValueError(f"curve {self.name!r}: {len(self.steps)} steps but {len(self.values)} values")
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image with its caption.
+
+    Args:
+        caption: what tells this image from its neighbours, e.g. its class or file name; "" for none.
+        pixels: (H, W, 3) uint8, RGB.
+
+    Raises:
+        ValueError: `pixels` has another shape or type, or is empty.
+    """
+
+    caption: str
+    pixels: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.pixels.shape, self.pixels.dtype
+        if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+            raise ValueError(f"picture {self.caption!r}: expected (H, W, 3) uint8, got {shape} {dtype}")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One row of the gallery: the same kind of picture for every sample image, in the same order in each panel.
+
+    Args:
+        title: "input", "masked input", "target", "prediction", "PCA of the teacher", ...
+        images: one picture a sample image; the reader is told that column i is the same image for all recipes.
+        note: what a reader must know to judge the row, e.g. "uses the target's mean and variance".
+    """
+
+    title: str
+    images: tuple[Picture, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What pretraining took, the teacher included and evaluation left out. None where it was not measured.
+
+    Args:
+        seconds: wall time.
+        images_per_second: training throughput.
+        peak_memory_mb: largest memory in use on one device, in MB (1e6 bytes).
+        steps: optimiser steps.
+        images_seen: images drawn, repetitions counted.
+    """
+
+    seconds: float | None = None
+    images_per_second: float | None = None
+    peak_memory_mb: float | None = None
+    steps: int | None = None
+    images_seen: int | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the value of one setting comes from, e.g. ("optimizer.lr", "1.5e-3", "paper, Table 11")."""
+
+    setting: str
+    value: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe or one baseline.
+
+    Args:
+        name: unique key, as typed on the command line.
+        title: as shown.
+        axes: None for baselines.
+        kind: "recipe", or the baseline "random" (a randomly initialised student) or "pixels" (no network).
+        scores: of all tasks and seeds.
+        curves: losses; the first is the total.
+        cost: None if nothing was trained.
+        panels: rows of the gallery.
+        warnings: what happened that a reader should know.
+        config_yaml: the full resolved configuration.
+        provenance: the source of each setting.
+    """
+
+    name: str
+    title: str
+    axes: Axes | None = None
+    kind: Kind = "recipe"
+    scores: tuple[Score, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    cost: Cost | None = None
+    panels: tuple[Panel, ...] = ()
+    warnings: tuple[str, ...] = ()
+    config_yaml: str = ""
+    provenance: tuple[Provenance, ...] = ()
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.kind != "recipe"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A recipe that was asked for and has no result, with the reason."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished comparison.
+
+    Args:
+        title: of the page.
+        command: the exact command that repeats it.
+        created: date and time, as shown.
+        data: what the recipes were trained and evaluated on.
+        budget: what every recipe was given.
+        environment: versions, device, seeds, ... as shown.
+        entries: recipes and baselines in any order.
+        skipped: recipes without a result.
+
+    Raises:
+        ValueError: two entries share a name.
+    """
+
+    title: str
+    command: str
+    created: str
+    data: str
+    budget: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    entries: tuple[Entry, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [entry.name for entry in self.entries]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"report {self.title!r}: several entries are named {repeated}; names must be unique")
+
+    @property
+    def recipes(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if not entry.is_baseline)
+
+    @property
+    def baselines(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in self.entries if entry.is_baseline)
