@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= runs/demo
+DEMO_DATA := shapes:train=10000,val=2000
 
 .PHONY: demo test check install clean
 
@@ -19,10 +20,13 @@ $(INSTALLED): pyproject.toml plugins/unimim-example/pyproject.toml
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python experiments/demo/run.py --out $(DEMO)
+	$(BIN)/unimim teachers train-clip --data $(DEMO_DATA) --epochs 4 --out $(DEMO)/teacher
+	$(BIN)/unimim compare mae-micro beit-micro data2vec-micro maskdistill-micro epochs=2 batch=128 \
+	  maskdistill-micro:teacher.model=local-dir:$(DEMO)/teacher --data $(DEMO_DATA) --in-memory --out $(DEMO)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 tests plugins
+	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest plugins
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -16,17 +16,15 @@ from . import weights
 from .engine.data.sources import ImageSource, in_memory, open_source
 from .engine.loop import NonFinite
 from .engine.run import Run
-from .evaluation.features import Features, pixel_features, student_features
 from .evaluation.gallery import gallery
-from .evaluation.knn import knn
-from .evaluation.linear import linear_probe
+from .evaluation.probes import Probes, Results, Spread
 from .evaluation.score import Score
 from .objective import Objective
 from .provenance import source_of
 from .recipe import Recipe, leaves
 from .report import data as report
 from .report import html
-from .training import build, train_recipe
+from .training import build_student, data_record, held, train_recipe
 
 NUM_EXAMPLES = 8
 """Images in the gallery."""
@@ -66,9 +64,9 @@ def compare(comparison: Comparison, say: Say = print) -> report.Report:
     end it; the same call continues.
     """
     results, skipped = Results(comparison.out / "results.jsonl"), {}
+    images = data_record(comparison.data, open_source(comparison.data, "train"))
     for recipe, folder in comparison.variants():
-        done = folder / "weights"
-        if (done / weights.RECIPE).is_file() and weights.read_recipe(done).hash == recipe.hash:
+        if held(folder, recipe.data(), images).get("status") == "done":
             continue
         say(f"training {recipe.name}, seed {recipe.seed}")
         run = comparison.run.model_copy(update={"out": folder})
@@ -80,150 +78,63 @@ def compare(comparison: Comparison, say: Say = print) -> report.Report:
             continue
         if outcome.status != "done":
             raise KeyboardInterrupt
-    probes = Probes(comparison, results, say)
-    entries = [probes.entry(recipe) for recipe in comparison.recipes if recipe.name not in skipped]
+    train, test = Spread(_opened(comparison, "train"), comparison.probe_images), _opened(comparison, "val")
+    probes = Probes(train, test, results, comparison.run.device, say)
+    entries = [_entry(comparison, recipe, probes) for recipe in comparison.recipes if recipe.name not in skipped]
     page = report.Report(
         title="Masked image modeling, compared",
         command=comparison.command,
         created=time.strftime("%Y-%m-%d %H:%M"),
-        data=f"{comparison.data}: {len(probes.train)} training images for the probes, {len(probes.test)} test images",
+        data=f"{comparison.data}: {len(train)} training images for the probes, {len(test)} test images",
         budget=_budget(comparison),
         environment=_environment(comparison),
-        entries=(*entries, *probes.baselines()),
+        entries=(*entries, *_baselines(comparison, probes)),
         skipped=tuple(report.Skipped(name, reason) for name, reason in skipped.items()),
     )
     html.write(page, comparison.out / "report.html")
     return page
 
 
-class Results:
-    """results.jsonl: one score a line, keyed by what was evaluated."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-
-    def find(self, key: str) -> list[Score]:
-        rows = [{**row} for row in self.rows if row["key"] == key]
-        fields = Score.__dataclass_fields__
-        return [
-            Score(**{name: row[name] for name in fields if name != "interval"}, interval=tuple(row["interval"]))
-            for row in rows
-        ]
-
-    def add(self, key: str, scores: Sequence[Score], **about: Any) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [{"key": key, **about, **score.data()} for score in scores]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        self.rows += rows
+def _entry(comparison: Comparison, recipe: Recipe, probes: Probes) -> report.Entry:
+    """Scores of all seeds; curves, cost and gallery of the first."""
+    variants = [(variant, folder) for variant, folder in comparison.variants() if variant.name == recipe.name]
+    scores: list[report.Score] = []
+    for variant, folder in variants:
+        make = partial(weights.load_student, folder / "weights")
+        scores += _reported(probes.student(variant.hash, recipe.name, variant.seed, make), variant.seed)
+    folder = variants[0][1]
+    return report.Entry(
+        name=recipe.name,
+        title=recipe.title or recipe.name,
+        axes=report.Axes(**recipe.axes()),
+        scores=tuple(scores),
+        curves=_curves(folder),
+        cost=_cost(folder, recipe.batch),
+        panels=_panels(weights.load(folder / "weights"), probes.test),
+        warnings=_warnings(recipe, folder),
+        config_yaml=recipe.model_copy(update={"provenance": {}}).yaml(),
+        provenance=_provenance(recipe),
+    )
 
 
-class Probes:
-    """k-NN and the linear probe, with one set of images and one feature function for all."""
-
-    def __init__(self, comparison: Comparison, results: Results, say: Say) -> None:
-        self.comparison, self.results, self.say = comparison, results, say
-        self.train: ImageSource = Head(_opened(comparison, "train"), comparison.probe_images)
-        self.test: ImageSource = _opened(comparison, "val")
-        self.data = f"{self.train.fingerprint()}-{len(self.train)}-{self.test.fingerprint()}"
-
-    def entry(self, recipe: Recipe) -> report.Entry:
-        """Scores of all seeds; curves, cost and gallery of the first."""
-        scores: list[report.Score] = []
-        for variant, folder in self.comparison.variants():
-            if variant.name == recipe.name:
-                found = self.scores(variant.hash, recipe.name, variant.seed, partial(weights.load, folder / "weights"))
-                scores += [_reported(score, variant.seed) for score in found]
-        folder = next(folder for variant, folder in self.comparison.variants() if variant.name == recipe.name)
-        objective = weights.load(folder / "weights")
-        return report.Entry(
-            name=recipe.name,
-            title=recipe.title or recipe.name,
-            axes=report.Axes(**recipe.axes()),
-            scores=tuple(scores),
-            curves=_curves(folder),
-            cost=_cost(folder, recipe.batch),
-            panels=self._panels(objective),
-            warnings=_warnings(recipe, folder),
-            config_yaml=recipe.model_copy(update={"provenance": {}}).yaml(),
-            provenance=_provenance(recipe),
-        )
-
-    def baselines(self) -> list[report.Entry]:
-        """Each distinct student with its start values, and the pixels themselves."""
-        entries, seen = [], set()
-        for recipe in self.comparison.recipes:
-            if recipe.student in seen:
-                continue
-            seen.add(recipe.student)
-            name = f"random student ({recipe.name})"
-            found = self.scores(f"random-{recipe.hash}", name, recipe.seed, partial(build, recipe))
-            entries.append(
-                report.Entry(name, name, kind="random", scores=tuple(_reported(s, recipe.seed) for s in found))
-            )
-        size = self.comparison.recipes[0].student.geometry.image
-        key = f"pixels-{size[0]}x{size[1]}"
-        found = self._scores(key, "raw pixels", 0, lambda source: pixel_features(source, size))
-        entries.append(
-            report.Entry("raw pixels", "Raw pixels", kind="pixels", scores=tuple(_reported(s, 0) for s in found))
-        )
-        return entries
-
-    def scores(self, key: str, name: str, seed: int, make: Callable[[], Objective]) -> list[Score]:
-        student = None
-
-        def features(source: ImageSource) -> Features:
-            nonlocal student
-            student = student or make().student
-            return student_features(student, source, device=self.comparison.run.device)
-
-        return self._scores(key, name, seed, features)
-
-    def _scores(self, key: str, name: str, seed: int, features: Callable[[ImageSource], Features]) -> list[Score]:
-        key = f"{key}-{self.data}"
-        found = self.results.find(key)
-        if not found:
-            self.say(f"evaluating {name}, seed {seed}")
-            train, test = features(self.train), features(self.test)
-            found = [knn(train, test), linear_probe(train, test)]
-            self.results.add(key, found, recipe=name, seed=seed)
-        return found
-
-    def _panels(self, objective: Objective) -> tuple[report.Panel, ...]:
-        indices = [number * len(self.test) // NUM_EXAMPLES for number in range(NUM_EXAMPLES)]
-        names = [self.test.classes[self.test.label(i)] if self.test.classes else self.test.name(i) for i in indices]
-        return tuple(
-            report.Panel(row.title, tuple(map(report.Picture, names, row.images)), row.note)
-            for row in gallery(objective, self.test, indices)
-        )
+def _baselines(comparison: Comparison, probes: Probes) -> list[report.Entry]:
+    """Each distinct student with its start values, and the pixels themselves."""
+    entries = []
+    for recipe in {recipe.student: recipe for recipe in reversed(comparison.recipes)}.values():
+        name = f"random student ({recipe.name})"
+        found = probes.student(f"random-{recipe.hash}", name, recipe.seed, partial(build_student, recipe))
+        entries.append(report.Entry(name, name, kind="random", scores=tuple(_reported(found, recipe.seed))))
+    found = probes.pixels(comparison.recipes[0].student.geometry.image)
+    return [*entries, report.Entry("raw pixels", "Raw pixels", kind="pixels", scores=tuple(_reported(found, 0)))]
 
 
-class Head:
-    """At most `count` images of a source, evenly spread over it."""
-
-    def __init__(self, source: ImageSource, count: int | None) -> None:
-        self.source, self.classes = source, source.classes
-        self.count = min(count or len(source), len(source))
-
-    def __len__(self) -> int:
-        return self.count
-
-    def _place(self, index: int) -> int:
-        return index * len(self.source) // self.count
-
-    def name(self, index: int) -> str:
-        return self.source.name(self._place(index))
-
-    def read(self, index: int) -> torch.Tensor:
-        return self.source.read(self._place(index))
-
-    def label(self, index: int) -> int:
-        return self.source.label(self._place(index))
-
-    def fingerprint(self) -> str:
-        return self.source.fingerprint()
+def _panels(objective: Objective, source: ImageSource) -> tuple[report.Panel, ...]:
+    indices = [number * len(source) // NUM_EXAMPLES for number in range(NUM_EXAMPLES)]
+    names = [source.classes[source.label(i)] if source.classes else source.name(i) for i in indices]
+    return tuple(
+        report.Panel(row.title, tuple(map(report.Picture, names, row.images)), row.note)
+        for row in gallery(objective, source, indices)
+    )
 
 
 def _opened(comparison: Comparison, split: Any) -> ImageSource:
@@ -235,8 +146,8 @@ def _opened(comparison: Comparison, split: Any) -> ImageSource:
     return in_memory(source) if comparison.cached else source
 
 
-def _reported(score: Score, seed: int) -> report.Score:
-    return report.Score(score.task, score.metric, score.value, score.unit, score.interval, score.protocol, seed)
+def _reported(scores: Sequence[Score], seed: int) -> list[report.Score]:
+    return [report.Score(s.task, s.metric, s.value, s.unit, s.interval, s.protocol, seed) for s in scores]
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from . import weights
+from .axes import Student
 from .engine.checkpoint import write_text
 from .engine.data.sources import ImageSource, in_memory, open_source
 from .engine.distributed import process_group
@@ -49,9 +50,9 @@ def train_recipe(recipe: Recipe, data: str, run: Run, cached: bool = False, quie
             outcome = train(objective, source, sampling, plan, run, device, log, {"hash": recipe.hash})
         if rank() == 0:
             seconds = record.get("seconds", 0.0) + time.time() - started
-            finish(run.out, record | {"status": outcome.status, "step": outcome.step, "seconds": round(seconds, 1)})
             if outcome.status == "done":
                 weights.save(objective, run.out / "weights")
+            finish(run.out, record | {"status": outcome.status, "step": outcome.step, "seconds": round(seconds, 1)})
     return outcome
 
 
@@ -59,6 +60,12 @@ def build(recipe: Recipe) -> Objective:
     """The objective with the start values that recipe.seed gives."""
     torch.manual_seed(recipe.seed)
     return Objective(recipe)
+
+
+def build_student(recipe: Recipe) -> Student:
+    """The student alone, with the same start values as in `build`."""
+    torch.manual_seed(recipe.seed)
+    return recipe.student.build()
 
 
 def plan_of(recipe: Recipe, source: ImageSource) -> Plan:

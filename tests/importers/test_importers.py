@@ -92,8 +92,12 @@ def test_published_sizes_need_no_overrides(kind: str) -> None:
         assert place == value, path
 
 
-def test_variants_of_the_recipe_by_width() -> None:
-    assert [MAE()._sized(dim) for dim in (768, 1024, 1280, 500)] == ["mae", "mae-large", "mae-huge", "mae"]
+def test_published_widths_tell_the_heads_and_the_variant(official: Any) -> None:
+    """A file as wide as ViT-L has its 16 heads and is completed by the recipe of that size."""
+    _, state = official("mae", ["student.dim=1024", "student.num_heads=16", "student.depth=1"])
+    recipe = MAE().read(state, ["head.num_heads=2"]).recipe
+    assert recipe.name == "mae-large"
+    assert recipe.student.num_heads == 16
 
 
 def test_unknown_heads_must_be_given(official: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -117,14 +116,13 @@ class Encoder(nn.Module):
 
 
 @pytest.fixture
-def dall_e(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def dall_e(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoder lives in a package `dall_e` while it is saved; whoever loads it has no such package."""
     module = ModuleType("dall_e.encoder")
     monkeypatch.setitem(sys.modules, "dall_e", ModuleType("dall_e"))
     monkeypatch.setitem(sys.modules, "dall_e.encoder", module)
     monkeypatch.setattr(Encoder, "__module__", "dall_e.encoder")
     module.Encoder = Encoder  # type: ignore[attr-defined]
-    yield
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch.save cannot find the source of a class made in a test

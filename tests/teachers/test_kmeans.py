@@ -33,9 +33,7 @@ def points(seed: int, count: int, dim: int) -> Tensor:
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
 
 
-sizes = given(
-    seed=st.integers(0, 10**6), count=st.integers(1, 60), dim=st.integers(1, 8), num_codes=st.integers(1, 12)
-)
+sizes = given(seed=st.integers(0, 10**6), count=st.integers(1, 60), dim=st.integers(1, 8), num_codes=st.integers(1, 12))
 
 
 @sizes
@@ -174,7 +172,7 @@ def test_autocast_changes_nothing() -> None:
 
 
 def test_fields() -> None:
-    config = KMeans.Config(teacher={"name": "pixel"})  # type: ignore[arg-type]
+    config = KMeans.Config(teacher={"name": "pixel"})
     assert config.discrete
     assert config.label == "k-means(Pixel)"
     assert KMeans.Config.model_validate(config.model_dump()) == config

@@ -164,12 +164,12 @@ def test_quickgelu_model_computes_quickgelu(tiny_clip: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("tag", ["openai", "metaclip_400m", "dfn2b"])
 def test_weights_of_quickgelu_are_refused_by_an_exact_model(tag: str) -> None:
-    with pytest.raises(ValueError, match="QuickGELU.*use model: ViT-B-16-quickgelu"):
+    with pytest.raises(ValueError, match=r"QuickGELU.*use model: ViT-B-16-quickgelu"):
         make("ViT-B-16", pretrained=tag)
 
 
 def test_weights_of_exact_gelu_are_refused_by_a_quickgelu_model() -> None:
-    with pytest.raises(ValueError, match="exact GELU.*use model: ViT-B-16$"):
+    with pytest.raises(ValueError, match=r"exact GELU.*use model: ViT-B-16$"):
         make("ViT-B-16-quickgelu", pretrained="laion2b_s34b_b88k")
 
 
@@ -177,7 +177,10 @@ def test_weights_of_exact_gelu_are_refused_by_a_quickgelu_model() -> None:
     ("config", "message"),
     [
         ({"model": "ViT-B-61"}, "unknown model 'ViT-B-61', did you mean 'ViT-B-16'"),
-        ({"model": "ViT-B-16", "pretrained": "lion2b"}, "neither a file nor a tag of 'ViT-B-16'; tags: .*laion2b_s34b_b88k"),
+        (
+            {"model": "ViT-B-16", "pretrained": "lion2b"},
+            "neither a file nor a tag of 'ViT-B-16'; tags: .*laion2b_s34b_b88k",
+        ),
         ({"model": "RN50", "pretrained": None}, "ResNet"),
         ({"model": "ViT-B-16-SigLIP", "pretrained": None}, "vit_base_patch16_siglip_224.*use teacher timm"),
         ({"model": "coca_ViT-B-32", "pretrained": None}, "set feature: raw"),
@@ -215,9 +218,9 @@ def test_last_belongs_to_mean() -> None:
 def test_without_a_network_the_error_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="laion2b_s34b_b88k.*fetch the weights ahead"):
+    with pytest.raises(ValueError, match=r"laion2b_s34b_b88k.*fetch the weights ahead"):
         make("ViT-B-16", pretrained="laion2b_s34b_b88k")
-    with pytest.raises(ValueError, match="hf-hub:nobody/nothing.*fetch the weights ahead"):
+    with pytest.raises(ValueError, match=r"hf-hub:nobody/nothing.*fetch the weights ahead"):
         make("hf-hub:nobody/nothing")
 
 
@@ -228,6 +231,8 @@ def test_label() -> None:
 def test_every_quickgelu_name_that_an_error_gives_exists() -> None:
     plain = [model for model in open_clip.list_models() if not model.endswith("-quickgelu")]
     trained = {model: open_clip.list_pretrained_tags_by_model(model) for model in plain}
-    quick = [m for m, tags in trained.items() if any(open_clip.get_pretrained_cfg(m, t).get("quick_gelu") for t in tags)]
+    quick = [
+        m for m, tags in trained.items() if any(open_clip.get_pretrained_cfg(m, t).get("quick_gelu") for t in tags)
+    ]
     assert len(quick) > 5
     assert {f"{model}-quickgelu" for model in quick} <= set(open_clip.list_models())

@@ -38,13 +38,16 @@ def seen_by(teacher: Timm, batch: int = 2) -> View:
 def normalized(teacher: Timm, view: View) -> Tensor:
     pixels = timm.data.resolve_model_data_config(teacher.model)
     mean, std = (torch.tensor(pixels[name]).view(-1, 1, 1) for name in ("mean", "std"))
-    return (view.pixels(teacher.rendition) - mean) / std
+    out: Tensor = (view.pixels(teacher.rendition) - mean) / std
+    return out
 
 
 def blocks_of(teacher: Timm, view: View) -> list[Tensor]:
     """What every block of a ViT leaves, caught from the model's own forward pass."""
     caught: list[Tensor] = []
-    hooks = [block.register_forward_hook(lambda module, args, out: caught.append(out)) for block in teacher.model.blocks]
+    hooks = [
+        block.register_forward_hook(lambda module, args, out: caught.append(out)) for block in teacher.model.blocks
+    ]
     teacher.model.forward_features(normalized(teacher, view))
     for hook in hooks:
         hook.remove()
@@ -209,7 +212,7 @@ def test_fields_that_contradict_each_other() -> None:
 def test_without_a_network_the_error_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="weights of 'test_vit'.*give their file as checkpoint"):
+    with pytest.raises(ValueError, match=r"weights of 'test_vit'.*give their file as checkpoint"):
         make("test_vit", pretrained=True)
 
 

@@ -150,8 +150,8 @@ def _shared_memory() -> str:
 
 
 SUM = """
-import torch, torch.distributed as dist
-dist.init_process_group("gloo")
+import sys, torch, torch.distributed as dist
+dist.init_process_group("gloo", init_method=sys.argv[1], rank=int(sys.argv[2]), world_size=2)
 x = torch.tensor([dist.get_rank() + 1.0])
 dist.all_reduce(x)
 assert x.item() == 3.0, x
@@ -162,15 +162,24 @@ dist.destroy_process_group()
 
 def _processes() -> str:
     started = time.perf_counter()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "all_reduce.py"
-        script.write_text(SUM, encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise RuntimeError(f"two processes could not add over gloo ({last}); check firewall and the name of this host")
+        command = [sys.executable, "-c", SUM, f"{(Path(folder) / 'meet').as_uri()}"]
+        both = [
+            subprocess.Popen(
+                [*command, rank], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+            )
+            for rank in ("0", "1")
+        ]
+        try:
+            said = [process.communicate(timeout=60)[1] for process in both]
+        finally:
+            for process in both:
+                process.kill()
+    wrong = [text for process, text in zip(both, said, strict=True) if process.returncode]
+    if wrong:
+        last = (wrong[0].strip() or "no message").splitlines()[-1]
+        raise RuntimeError(f"two processes could not add over gloo ({last}); check the firewall and this host's name")
     return f"two processes added over gloo in {time.perf_counter() - started:.0f} s"
 
 

@@ -100,6 +100,9 @@ def weights_folder(path: Path) -> Path:
         return path / "weights"
     if (path / "run.json").is_file():
         raise ValueError(f"{path} holds a run that is not done and has no weights yet; give its train command again")
+    if (path / "runs").is_dir():
+        runs = ", ".join(str(run) for run in sorted((path / "runs").iterdir()))
+        raise ValueError(f"{path} holds a comparison; give one of its runs: {runs}")
     if not path.is_dir():
         raise ValueError(f"no folder {path}")
     return path
@@ -107,11 +110,11 @@ def weights_folder(path: Path) -> Path:
 
 def _images(problems: Problems, data: str, most: int | None) -> tuple[ImageSource, ImageSource] | None:
     """Training images for the probes (at most so many) and test images."""
-    from ..comparison import Head
+    from ..evaluation.probes import Spread
 
     train = open_data(problems, data, "train", labelled=True)
     test = open_data(problems, data, "val", labelled=True) if train else None
-    return (Head(train, most), test) if train and test else None
+    return (Spread(train, most), test) if train and test else None
 
 
 def _tasks(problems: Problems, text: str) -> dict[str, Callable[[Features, Features], Score]]:

@@ -77,22 +77,22 @@ def run_options(problems: Problems, out: Path | None, procs: int, **options: Any
 
     from ..engine.run import Run
 
+    given = {name: value for name, value in options.items() if value is not None}
     found = None
     try:
-        found = Run(out=out or Path(), **{name: value for name, value in options.items() if value is not None})
-        kind, count = torch.device(found.device).type, torch.cuda.device_count()
+        found = Run(out=out or Path(), **given)
     except ValidationError as error:
         for item in error.errors():
             name = str(item["loc"][0]).replace("_", "-")
             problems.add(f"--{name}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']}")
-        return None
-    except RuntimeError:
-        problems.add(f"--device: unknown device {options['device']!r}; e.g. cpu, cuda, cuda:1")
-        return None
     if procs < 1:
         problems.add(f"--procs: at least 1, got {procs}")
-    elif kind == "cuda" and count < procs:
-        problems.add(f"--device: {found.device} needs a GPU for each of {procs} processes, but torch sees {count}")
+    try:
+        kind, count = torch.device(given.get("device", "cpu")).type, torch.cuda.device_count()
+        if kind == "cuda" and count < procs:
+            problems.add(f"--device: {procs} GPUs are needed, one for each process, but torch sees {count}")
+    except RuntimeError:
+        problems.add(f"--device: unknown device {given['device']!r}; e.g. cpu, cuda, cuda:1")
     return found
 
 

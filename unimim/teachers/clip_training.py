@@ -103,7 +103,9 @@ def train_clip(
     Raises ValueError if out_dir holds anything else, or the sizes do not fit.
     """
     if image_size % patch_size or width % 32:
-        raise ValueError(f"image_size {image_size} is not whole patches of {patch_size}, or width {width} not a multiple of 32")
+        raise ValueError(
+            f"image_size {image_size} is not whole patches of {patch_size}, or width {width} not a multiple of 32"
+        )
     out = Path(out_dir)
     captions = [pairs.caption(index) for index in range(len(pairs))]
     words = sorted({word for caption in captions for word in _words(caption)})
@@ -164,13 +166,20 @@ def augment(images: Tensor) -> Tensor:
 
 
 def _train(
-    config: dict[str, Any], data: _Data, epochs: int, batch: int, lr: float, device: torch.device, log: Callable[[str], None]
+    config: dict[str, Any],
+    data: _Data,
+    epochs: int,
+    batch: int,
+    lr: float,
+    device: torch.device,
+    log: Callable[[str], None],
 ) -> nn.Module:
     model: nn.Module = import_module("open_clip").CLIP(**config).to(device).train()
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (MEAN, STD))
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}])
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
     total = epochs * max(1, len(data.images) // batch)
     step, start = 0, time.monotonic()
     for epoch in range(epochs):
@@ -237,8 +246,14 @@ def _save(model: nn.Module, config: dict[str, Any], key: str, out: Path) -> None
     parts = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, parts / "open_clip_model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        parts / "open_clip_model.safetensors",
+    )
     pixels = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     described = {"model_cfg": config, "preprocess_cfg": pixels, "unimim_key": key}
     (parts / "open_clip_config.json").write_text(json.dumps(described, indent=2))
+    for path in parts.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     parts.rename(out)
