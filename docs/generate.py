@@ -8,8 +8,9 @@ from pathlib import Path
 
 os.environ["UNIMIM_PLUGINS"] = "none"
 
-from unimim import axes  # noqa: E402
-from unimim.registry import KINDS, plugins  # noqa: E402
+from unimim import axes
+from unimim.hooks import KINDS
+from unimim.registry import plugins
 
 PAGE = Path(__file__).with_name("axes.md")
 CONTRACTS = (axes.Teacher, axes.Norm, axes.Student, axes.Head, axes.Loss, axes.MaskSampler, axes.Views)

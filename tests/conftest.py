@@ -14,7 +14,8 @@ from hypothesis import settings
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 
-from unimim.registry import Plugin, hookimpl, plugins
+from unimim.hooks import hookimpl
+from unimim.registry import Plugin, plugins
 
 with pytest.MonkeyPatch.context() as patched:  # what else is installed must not change a result
     patched.setenv("UNIMIM_PLUGINS", "none")

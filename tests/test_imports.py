@@ -12,22 +12,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "unimim"
-BASE = {"types", "schedule", "address", "world", "provenance"}
+BASE = {"types", "schedule", "address", "world", "provenance", "hooks"}
 FAMILIES = {"students", "teachers", "norms", "heads", "losses", "masks", "views"}
 COMPOSED = BASE | {"registry", "axes", "layers", "recipe", "objective", "sampling"}
 JOINED = COMPOSED | FAMILIES | {"engine", "weights", "training"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in BASE},
-    "registry": {"schedule"},
+    "registry": {"schedule", "hooks"},
     "axes": {"registry", "types", "schedule"},
     "layers": {"types"},
     **{family: {"axes", "layers", "registry", *BASE} for family in FAMILIES},
     "recipes": {"provenance"},
-    "builtin": {"registry", "recipes"},
-    "recipe": {"registry", "axes", "schedule", "provenance"},
+    "builtin": {"hooks", "recipes"},
+    "recipe": {"registry", "axes", "schedule", "provenance", "hooks"},
     "sampling": {"recipe", "axes", "types", "address"},
     "objective": {"recipe", "axes", "layers", "registry", "types", "address"},
-    "schema": {"registry", "recipe"},
+    "schema": {"registry", "recipe", "hooks"},
     "scaffold": {"registry"},
     "engine": {"types", "schedule", "world", "address"},
     "weights": COMPOSED | {"engine"},

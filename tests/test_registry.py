@@ -13,8 +13,9 @@ from typing import Any, Literal
 import pytest
 
 from unimim import Norm, Recipe, RecipeError, hookimpl, load, plugins
+from unimim.hooks import KINDS
 from unimim.norms import Identity
-from unimim.registry import KINDS, Plugin, Plugins
+from unimim.registry import Plugin, Plugins
 from unimim.schema import schema
 
 

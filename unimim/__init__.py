@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "hookimpl": "registry",
+    "hookimpl": "hooks",
     "plugins": "registry",
     "Component": "registry",
     "Teacher": "axes",
@@ -80,10 +80,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .axes import Head, Loss, MaskSampler, Norm, Student, Teacher, Views
+    from .hooks import hookimpl
     from .objective import Objective
     from .provenance import official, ours, paper
     from .recipe import Recipe, RecipeError, Term, load
-    from .registry import Component, hookimpl, plugins
+    from .registry import Component, plugins
     from .sampling import Sampling
     from .schedule import Schedule
     from .types import (

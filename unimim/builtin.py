@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from .hooks import hookimpl
 from .recipes import Data, maskdistill, table1
-from .registry import hookimpl
 
 
 @hookimpl

@@ -14,8 +14,9 @@ import yaml
 from pydantic import Field, ValidationError, field_serializer, model_validator
 
 from .axes import HeadConfig, LossConfig, MaskConfig, NormConfig, StudentConfig, TeacherConfig, ViewsConfig
+from .hooks import KINDS
 from .provenance import uncite
-from .registry import KINDS, did_you_mean, plugins
+from .registry import did_you_mean, plugins
 from .schedule import Frozen, Optimization, Schedule
 
 Where = Literal["hidden", "visible", "all", "all+class", "image"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .hooks import AXES
 from .recipe import Recipe
-from .registry import AXES, PLACE, plugins
+from .registry import PLACE, plugins
 
 DEFINITIONS = "#/$defs/"
 

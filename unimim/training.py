@@ -110,8 +110,8 @@ def held(folder: Path, recipe: Mapping[str, Any], data: Mapping[str, Any]) -> di
     Raises ValueError if it holds another run, with the differences, or files that a run would overwrite.
     """
     path = folder / "run.json"
-    if not path.exists():
-        taken = [name for name in ("checkpoints", "weights", "metrics.jsonl", "config.yaml") if (folder / name).exists()]
+    taken = [name for name in ("checkpoints", "weights", "metrics.jsonl", "config.yaml") if (folder / name).exists()]
+    if not path.exists():  # asked last, because another process may be writing it, and writes it first
         if taken:
             raise ValueError(f"{folder} holds {', '.join(taken)} but no run.json; use another folder")
         return {}

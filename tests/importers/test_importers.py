@@ -97,7 +97,7 @@ def test_published_widths_tell_the_heads_and_the_variant(official: Any) -> None:
     _, state = official("mae", ["student.dim=1024", "student.num_heads=16", "student.depth=1"])
     recipe = MAE().read(state, ["head.num_heads=2"]).recipe
     assert recipe.name == "mae-large"
-    assert recipe.student.num_heads == 16
+    assert recipe.data()["student"]["num_heads"] == 16
 
 
 def test_unknown_heads_must_be_given(official: Any) -> None:

@@ -157,6 +157,7 @@ def means(processes: int = 16, images: int = 128, steps: int = 20) -> None:
 
 
 def pixels(folder: Path) -> None:
+    torch.manual_seed(0)
     resized, jittered, number = [], [], 0
     for number, path in enumerate(sorted(folder.iterdir()), 1):
         image = tv.pil_to_tensor(Image.open(path).convert("RGB"))

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from unimim.registry import KINDS, plugins
+from unimim.hooks import KINDS
+from unimim.registry import plugins
 
 from .installed import run, write
 

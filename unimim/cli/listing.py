@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..hooks import KINDS
 from ..provenance import source_of, uncite
-from ..registry import KINDS, Entry, Plugins, did_you_mean
+from ..registry import Entry, Plugins, did_you_mean
 from ..registry import plugins as live_plugins
 from .console import clean, emit, remark, say, show_card, show_table, table
 from .errors import Problems

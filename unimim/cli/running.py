@@ -71,7 +71,8 @@ def train(
 ) -> None:
     """Train one recipe, or go on where it was stopped.
 
-    The same command goes on with a run that was stopped. Exit code 0: done; 1: failed; 2: the command is wrong; 75: stopped on request.
+    The same command goes on with a run that was stopped.
+    Exit code 0: done; 1: failed; 2: the command is wrong; 75: stopped on request.
     """
     problems = Problems()
     found = read_recipe(problems, recipe, changes or [])
@@ -82,7 +83,7 @@ def train(
     run = run_options(problems, out, procs, compile=compile_blocks, skip_bad_images=skip_bad_images, **options)
     job = None
     if found and source and run and out:
-        job = make_job(problems, found, data, source, run, int(os.environ.get("WORLD_SIZE", procs)))
+        job = make_job(problems, found, data, source, run, int(os.environ.get("WORLD_SIZE", max(procs, 1))))
     problems.refuse()
     assert job is not None
     if dry_run:
@@ -98,8 +99,11 @@ def train(
 def _train(job: Job, in_memory: bool) -> None:
     from ..training import train_recipe
 
-    with run_errors(f"what is saved in {job.run.out} stays; {AGAIN}"):
-        outcome = train_recipe(job.recipe, job.data, job.run, in_memory)
+    try:
+        with run_errors(f"what is saved in {job.run.out} stays; {AGAIN}"):
+            outcome = train_recipe(job.recipe, job.data, job.run, in_memory)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped at once; the same command goes on from the last checkpoint") from None
     if outcome.status == "preempted":
         raise Interrupted(f"stopped at step {outcome.step} of {job.plan.total_steps}; {AGAIN}")
     if os.environ.get("RANK", "0") == "0":
@@ -121,14 +125,17 @@ def _launch(procs: int, arguments: Sequence[str]) -> None:
 
     from ..engine.distributed import launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     try:
         launch(procs, without(arguments, "--procs"))
     except SignalException:
         raise Interrupted(f"stopped; {AGAIN}") from None
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        raise typer.Exit(INTERRUPTED if INTERRUPTED in codes else max(1, *codes)) from None
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        killed = [f"process {rank} was ended by signal {-code}" for rank, code in codes.items() if code < 0]
+        if killed and max(codes.values()) < 0:
+            raise Failed(f"{', '.join(killed)}; the same command goes on from the last checkpoint") from None
+        raise typer.Exit(INTERRUPTED if INTERRUPTED in codes.values() else max(codes.values())) from None
 
 
 def without(arguments: Sequence[str], option: str) -> list[str]:
@@ -162,7 +169,8 @@ def compare(
 ) -> None:
     """Train several recipes alike, score them alike, and report.
 
-    All see the same data, and get the same seeds. Writes report.html. The same command goes on with a comparison that was stopped.
+    All see the same data and get the same seeds. Writes report.html.
+    The same command goes on with a comparison that was stopped.
     """
     from ..comparison import Comparison
 

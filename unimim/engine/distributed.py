@@ -59,4 +59,3 @@ def launch(num_processes: int, arguments: Sequence[str]) -> None:
         min_nodes=1, max_nodes=1, nproc_per_node=num_processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0"
     )
     elastic_launch(config, sys.executable)("-m", "unimim", *arguments)
-
