@@ -25,8 +25,8 @@ demo: $(INSTALLED)
 	  maskdistill-micro:teacher.model=local-dir:$(DEMO)/teacher --data $(DEMO_DATA) --in-memory --out $(DEMO)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 tests
-	$(BIN)/python -m pytest plugins
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest plugins
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -71,5 +71,5 @@ class Hooks:
 
     @hookspec
     def unimim_importers(self) -> Mapping[str, Target]:
-        """Importers of official checkpoints: `unimim.importers.Importer` objects."""
+        """Importers of official checkpoints: subclasses of `unimim.importers.Importer`."""
         raise AssertionError("a hook specification is never called")

@@ -22,10 +22,11 @@ Box = tuple[int, int, int, int]
 
 
 class Crop(Views):
-    """One random crop: colour jitter, mirror, then one box resized to the student's size and to every rendition.
+    """One random crop: one box, mirrored or not, colours jittered, then resized to the student's size and to every rendition.
 
     The box is sampled as in torchvision's RandomResizedCrop: area uniform in `scale` of the image, log-uniform aspect
-    ratio, ten tries, else the largest centred box of a legal ratio. Jitter and mirror are shared by all renditions.
+    ratio, ten tries, else the largest centred box of a legal ratio. Mirror and jitter are shared by all renditions.
+    Deviation: BEiT and data2vec jitter the whole image before the crop, which costs more (docs/numerics.md).
     """
 
     class Config(Views.Config):

@@ -76,7 +76,8 @@ def test_blocks_raw_and_mean() -> None:
     def same_weights(**config: Any) -> Tensor:
         other = make("test_vit", **config)
         other.model.load_state_dict(state)
-        return other(view).tokens
+        tokens: Tensor = other(view).tokens
+        return tokens
 
     assert_close(same_weights(feature="raw"), blocks[-1][:, 1:])
     assert_close(same_weights(feature="raw", block=-2), blocks[-2][:, 1:])

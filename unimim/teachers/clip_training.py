@@ -12,11 +12,12 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -103,53 +104,53 @@ def train_clip(
     Raises ValueError if out_dir holds anything else, or the sizes do not fit.
     """
     if image_size % patch_size or width % 32:
-        raise ValueError(
-            f"image_size {image_size} is not whole patches of {patch_size}, or width {width} not a multiple of 32"
-        )
-    out = Path(out_dir)
+        problem = f"image_size {image_size} is not whole patches of {patch_size}, or width {width} not a multiple of 32"
+        raise ValueError(f"train_clip: {problem}")
     captions = [pairs.caption(index) for index in range(len(pairs))]
-    words = sorted({word for caption in captions for word in _words(caption)})
-    length = 2 + max(len(_words(caption)) for caption in captions)
+    texts = _read_texts(captions)
     tower = {"image_size": image_size, "patch_size": patch_size, "width": width, "layers": layers, "head_width": 32}
-    config = {
-        "embed_dim": width,
-        "vision_cfg": {**tower, "pool_type": "avg"},
-        "text_cfg": {"context_length": length, "vocab_size": len(words) + 3, "width": 64, "heads": 2, "layers": 2},
-    }
-    settings = {"model": config, "epochs": epochs, "batch": batch, "lr": lr, "seed": seed, "mean": MEAN, "std": STD}
-    key = _fingerprint(settings, captions, pairs)
+    text = {"context_length": texts.tokens.shape[1], "vocab_size": int(texts.tokens.max()) + 1, "width": 64, "heads": 2}
+    model = {"embed_dim": width, "vision_cfg": {**tower, "pool_type": "avg"}, "text_cfg": {**text, "layers": 2}}
+    plan = _Plan(model, epochs, batch, lr, seed)
+    out, key = Path(out_dir), _fingerprint(plan, captions, pairs)
     if _is_finished(out, key):
         return out
-    texts = sorted(set(captions))
-    rows = {text: row for row, text in enumerate(texts)}
-    data = _Data(
-        torch.stack([_fit(pairs.image(index), image_size) for index in range(len(pairs))]),
-        torch.tensor([rows[caption] for caption in captions]),
-        torch.tensor([_tokens(text, words, length) for text in texts]),
-    )
-    with torch.random.fork_rng([] if torch.device(device).type == "cpu" else [device]):
+    images = torch.stack([_fit(pairs.image(index), image_size) for index in range(len(pairs))])
+    device = torch.device(device)
+    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
-        model = _train(config, data, epochs, batch, lr, torch.device(device), log or (lambda line: None))
-    _save(model, config, key, out)
+        trained = _train(plan, images, texts, device, log or (lambda line: None))
+    _save(trained, model, key, out)
     return out
 
 
 @dataclass(frozen=True)
-class _Data:
-    """images (n, 3, S, S) uint8; caption (n,) row in tokens (U, length)."""
+class _Plan:
+    """What decides the outcome, beside the data. model: open_clip's configuration of it."""
 
-    images: Tensor
-    caption: Tensor
+    model: dict[str, Any]
+    epochs: int
+    batch: int
+    lr: float
+    seed: int
+
+
+class _Texts(NamedTuple):
+    """tokens (U, length) of the distinct captions, own (n,) row of each image's."""
+
     tokens: Tensor
+    own: Tensor
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """One epoch in random order, without a last smaller batch: augmented images (B, 3, S, S), the distinct captions
-        among them (U, length) and the row of each image's own (B,)."""
-        size = min(size, len(self.images))
-        for index in torch.randperm(len(self.images)).split(size):
-            if len(index) == size:
-                texts, own = self.caption[index].unique(return_inverse=True)
-                yield augment(self.images[index]), self.tokens[texts], own
+
+def _read_texts(captions: Sequence[str]) -> _Texts:
+    """0 pads; the end has the highest id, where open_clip's text tower looks for it."""
+    distinct = {caption: row for row, caption in enumerate(sorted(set(captions)))}
+    split = [re.findall(r"\w+", caption.lower()) for caption in distinct]
+    numbers = {word: number for number, word in enumerate(sorted({word for words in split for word in words}), 1)}
+    start, end = len(numbers) + 1, len(numbers) + 2
+    rows = [torch.tensor([start, *(numbers[word] for word in words), end]) for words in split]
+    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return _Texts(tokens, torch.tensor([distinct[caption] for caption in captions]))
 
 
 def augment(images: Tensor) -> Tensor:
@@ -165,54 +166,41 @@ def augment(images: Tensor) -> Tensor:
     return images.flatten(2).gather(2, flat.view(num, 1, -1).expand(-1, channels, -1)).view_as(images)
 
 
-def _train(
-    config: dict[str, Any],
-    data: _Data,
-    epochs: int,
-    batch: int,
-    lr: float,
-    device: torch.device,
-    log: Callable[[str], None],
-) -> nn.Module:
-    model: nn.Module = import_module("open_clip").CLIP(**config).to(device).train()
+def _train(plan: _Plan, images: Tensor, texts: _Texts, device: torch.device, log: Callable[[str], None]) -> Any:
+    model: Any = import_module("open_clip").CLIP(**plan.model).to(device).train()
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (MEAN, STD))
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
-    total = epochs * max(1, len(data.images) // batch)
-    step, start = 0, time.monotonic()
-    for epoch in range(epochs):
-        losses = []
-        for images, texts, own in data.batches(batch):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (step + 1) / (0.1 * total)) * (1 + math.cos(math.pi * step / total)) / 2
-            pixels = (images.to(device).float() / 255 - mean) / std
+    parameters: list[Tensor] = list(model.parameters())
+    matrices, vectors = ([p for p in parameters if (p.ndim > 1) == many] for many in (True, False))
+    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, plan.lr, (0.9, 0.98))
+    batch = min(plan.batch, len(images))
+    per_epoch = len(images) // batch
+    rate = partial(_rate, total=plan.epochs * per_epoch)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    start = time.monotonic()
+    for epoch in range(1, plan.epochs + 1):
+        total = torch.zeros((), device=device)
+        for index in torch.randperm(len(images))[: per_epoch * batch].split(batch):
+            present, own = texts.own[index].unique(return_inverse=True)
+            pixels = (augment(images[index]).to(device).float() / 255 - mean) / std
             with torch.autocast(device.type, torch.bfloat16):
-                image, text = model.encode_image(pixels), model.encode_text(texts.to(device))  # type: ignore[operator]
-            image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
-            loss = contrastive_loss(image, text, own.to(device), model.logit_scale.exp().clamp(max=100))  # type: ignore[operator]
+                pair = model.encode_image(pixels), model.encode_text(texts.tokens[present].to(device))
+            image, text = (F.normalize(side.float(), dim=-1) for side in pair)
+            loss = contrastive_loss(image, text, own.to(device), model.logit_scale.exp().clamp(max=100))
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            losses.append(loss.detach())
-            step += 1
-        seen = (epoch + 1) * len(losses) * min(batch, len(data.images))
-        rate = seen / (time.monotonic() - start)
-        log(f"clip epoch {epoch + 1}/{epochs}: loss {torch.stack(losses).mean():.3f}, {rate:.0f} images/s")
+            scheduler.step()
+            total += loss.detach()
+        speed = epoch * per_epoch * batch / (time.monotonic() - start)
+        log(f"clip epoch {epoch}/{plan.epochs}: loss {float(total) / per_epoch:.3f}, {speed:.0f} images/s")
     return model
 
 
-def _words(caption: str) -> list[str]:
-    return re.findall(r"\w+", caption.lower())
-
-
-def _tokens(caption: str, words: Sequence[str], length: int) -> list[int]:
-    """0 pads; the end has the highest id, where open_clip's text tower looks for it."""
-    numbers = {word: number for number, word in enumerate(words, 1)}
-    ids = [len(words) + 1, *(numbers[word] for word in _words(caption)), len(words) + 2]
-    return ids + [0] * (length - len(ids))
+def _rate(step: int, total: int) -> float:
+    """Share of the peak rate: a linear warm-up over a tenth of the steps, under a half cosine."""
+    return min(1.0, (step + 1) / (0.1 * total)) * (1 + math.cos(math.pi * step / total)) / 2
 
 
 def _fit(image: Tensor, size: int) -> Tensor:
@@ -223,9 +211,9 @@ def _fit(image: Tensor, size: int) -> Tensor:
     return image
 
 
-def _fingerprint(settings: dict[str, Any], captions: Sequence[str], pairs: Pairs) -> str:
-    """sha256 of the settings, every caption, and some of the images."""
-    digest = hashlib.sha256(json.dumps([settings, captions], sort_keys=True).encode())
+def _fingerprint(plan: _Plan, captions: Sequence[str], pairs: Pairs) -> str:
+    """sha256 of the plan, every caption, and some of the images."""
+    digest = hashlib.sha256(json.dumps([asdict(plan), captions], sort_keys=True).encode())
     for index in range(0, len(captions), max(1, len(captions) // 16)):
         digest.update(pairs.image(index).numpy().tobytes())
     return digest.hexdigest()
@@ -241,7 +229,7 @@ def _is_finished(out: Path, key: str) -> bool:
     raise ValueError(f"{out} holds something else than this training's outcome; remove it or choose another folder")
 
 
-def _save(model: nn.Module, config: dict[str, Any], key: str, out: Path) -> None:
+def _save(model: Any, config: dict[str, Any], key: str, out: Path) -> None:
     """All of the folder or nothing: written beside it, then renamed."""
     parts = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(parts, ignore_errors=True)
