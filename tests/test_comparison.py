@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,23 @@ def test_a_folder_with_other_runs_is_refused(tmp_path: Path) -> None:
     compare(comparison(tmp_path), lambda text: None)
     with pytest.raises(ValueError, match=r"epochs: 3\.0 -> 4\.0"):
         compare(comparison(tmp_path, "epochs=4"), lambda text: None)
+
+
+def test_a_reloaded_teacher_is_not_stored_and_the_student_needs_it_no_more(tmp_path: Path, tiny_clip: Path) -> None:
+    from safetensors import safe_open
+
+    from unimim import weights
+
+    teacher = tmp_path / "clip"
+    shutil.copytree(tiny_clip, teacher)
+    recipe = toys.recipe("mae-micro", f"teacher={{name: open_clip, model: 'local-dir:{teacher}'}}", "norm=layer")
+    mine = Comparison((recipe,), DATA, tmp_path / "out", Run(out=tmp_path, device="cpu", workers=0), cached=True)
+    compare(mine, lambda text: None)
+    folder = tmp_path / "out" / "runs" / "mae-micro-seed0" / "weights"
+    with safe_open(folder / weights.TENSORS, "pt") as file:
+        assert not [name for name in file.keys() if name.startswith("teachers")]  # noqa: SIM118
+    assert weights.load(folder).terms["mim"].teacher[0].spec.dim > 0
+    shutil.rmtree(teacher)
+    weights.load_student(folder)
+    with pytest.raises(ValueError, match="clip"):
+        weights.load(folder)

@@ -239,7 +239,8 @@ def _override(data: Mapping[str, Any], assignments: Sequence[str]) -> tuple[dict
             continue
         if isinstance(result.get("provenance"), dict):
             whole = ".".join(path).removesuffix(".name")
-            kept = {key: source for key, source in result["provenance"].items() if not key.startswith(f"{whole}.")}
+            cited = result["provenance"].items()
+            kept = {key: source for key, source in cited if not str(key).startswith(f"{whole}.")}
             result["provenance"] = kept | {".".join(path): "command line"}
     return result, problems
 
@@ -296,7 +297,8 @@ def load(source: str | Path | Mapping[str, Any], assignments: Sequence[str] = ()
 def _read(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(source, Mapping):
         data, provenance = uncite(expand(source))
-        return {**data, "provenance": {**provenance, **data.get("provenance", {})}}
+        own = data.get("provenance", {})
+        return {**data, "provenance": {**provenance, **own} if isinstance(own, Mapping) else own}
     if str(source).endswith((".yaml", ".yml", ".json")):
         path = Path(source)
         if not path.is_file():

@@ -146,7 +146,7 @@ def check_norm(norm: Named) -> None:
 def check_student(student: Named) -> None:
     """S: the shapes its Config promises; hidden pixels without influence; every parameter trained by masked images."""
     config = _config("students", student)
-    must, built, geometry = _must("student", config), config.build().eval(), config.geometry
+    must, built, geometry = _must("student", config), _stirred(config.build()).eval(), config.geometry
     must(built.config == config, "its __init__ must keep its Config: self.config = config")
     must(built.geometry == geometry, f"Config says {geometry}, but the built student {built.geometry}")
     must(built.dim == geometry.dim, f"dim {built.dim} differs from its geometry's {geometry.dim}")
@@ -162,6 +162,10 @@ def check_student(student: Named) -> None:
         _check_taps(must, built, view, mask)
         if mask is not None:
             _check_blind(must, built, view, mask)
+    nothing = Mask.from_hidden(torch.zeros(2, geometry.num_tokens, dtype=torch.bool), 0)
+    idle = built(view, nothing).tokens if config.can_hide else whole
+    same = idle.shape != whole.shape or _difference(idle, whole) < 1e-4
+    must(same, "a mask that hides nothing must change nothing; look for positions that move when patches are dropped")
     encoded = built.train()(view, _mask(geometry) if config.can_hide else None)
     torch.autograd.backward(_weighted(encoded.tokens) + _weighted(encoded.prefix))
     _check_gradients(must, built)
@@ -170,16 +174,16 @@ def check_student(student: Named) -> None:
 
 def _check_encoded(must: Must, encoded: Encoded, config: Any, view: View, mask: Mask | None) -> None:
     geometry, batch = config.geometry, len(view.image)
-    kept = None if mask is None or config.dense else mask.visible_index
-    shape = batch, geometry.num_tokens if kept is None else kept.shape[1], geometry.dim
     how = "of the whole image" if mask is None else "of a masked image"
-    must(encoded.tokens.shape == shape, f"tokens {how} must be {shape}, not {tuple(encoded.tokens.shape)}")
-    must(_finite(encoded.tokens) and _finite(encoded.prefix), f"tokens {how} must be finite")
-    if kept is None:
+    if mask is None or config.dense:
         must(encoded.index is None, f"token j {how} sits at position j, so index must be None")
     else:
-        right = encoded.index is not None and torch.equal(encoded.index, kept)
-        must(right, "it drops hidden patches (dense is False), so index must be mask.visible_index")
+        known = mask.visible_index, mask.hidden_index  # the second: it answers for what it did not see
+        right = encoded.index is not None and any(torch.equal(encoded.index, index) for index in known)
+        must(right, "it is not dense, so index must be mask.visible_index, or hidden_index if it answers for those")
+    shape = batch, geometry.num_tokens if encoded.index is None else encoded.index.shape[1], geometry.dim
+    must(encoded.tokens.shape == shape, f"tokens {how} must be {shape}, not {tuple(encoded.tokens.shape)}")
+    must(_finite(encoded.tokens) and _finite(encoded.prefix), f"tokens {how} must be finite")
     prefix, shape = tuple(encoded.prefix.shape), (batch, config.num_prefix, geometry.dim)
     must(prefix == shape, f"num_prefix {config.num_prefix} promises a prefix of {shape}, not {prefix}")
     must(encoded.grid == geometry.grid, f"grid must be {geometry.grid}, not {encoded.grid}")
@@ -225,14 +229,14 @@ def _check_layers(must: Must, student: Any) -> None:
 def check_head(head: Named, student: Named = TOY, out_dim: int = 5) -> None:
     """H: (B, M, out_dim) at the queried positions, in the query's order; for the image; with the class token first."""
     config, pupil = _config("heads", head), _config("students", student)
-    must, encoder = _must("head", config), pupil.build().eval()
+    must, encoder = _must("head", config), _stirred(pupil.build()).eval()
     fits = pupil.dense or not config.needs_dense
     must(fits, f"it needs a dense student, but {pupil.name!r} drops hidden patches; pass one that keeps them")
     beyond = [tap for tap in config.taps if not 0 <= tap.block < pupil.num_blocks]
     must(not beyond, f"it reads {beyond}, but the student has {pupil.num_blocks} blocks; pass a deeper one")
     fits = pupil.num_prefix > 0 or not config.needs_class
     must(fits, f"it needs a class token, but student {pupil.name!r} has none; pass one with it")
-    built, view = config.build(encoder, out_dim).eval(), _view(pupil.geometry)
+    built, view = _stirred(config.build(encoder, out_dim)).eval(), _view(pupil.geometry)
     ask: Any = partial(Query, box=view.box, flip=view.flip)
     for mask in _masks(pupil):
         encoded, index = encoder(view, mask, config.taps), mask.hidden_index
@@ -479,6 +483,14 @@ def _disturb(view: View, where: Tensor, geometry: Geometry) -> View:
     (rows, columns), (height, width) = geometry.grid, geometry.patch
     pixels = where.view(-1, 1, rows, columns).repeat_interleave(height, 2).repeat_interleave(width, 3)
     return View(torch.where(pixels, 255 - view.image, view.image), view.renditions, view.box, view.flip)
+
+
+def _stirred(module: Any) -> Any:
+    """The module with every trainable parameter moved, so that what starts at zero cannot hide a mistake."""
+    with torch.no_grad():
+        for number, parameter in enumerate(p for p in module.parameters() if p.requires_grad):
+            parameter.add_(0.1 * _noise(*parameter.shape, seed=number))
+    return module
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from pydantic import TypeAdapter
 
-from unimim import plugins, testing
+from unimim import Encoded, Query, plugins, testing
+from unimim.axes import HeadConfig, StudentConfig
 
 CHECKS: Mapping[str, Callable[..., None]] = {
     "teachers": testing.check_teacher,
@@ -132,3 +135,20 @@ def test_keeps_its_contract(kind: str, toy: Any, arguments: dict[str, Any], tiny
     if isinstance(toy, Mapping) and toy.get("model") == "<tiny_clip>":
         toy = {**toy, "model": str(tiny_clip)}
     CHECKS[kind](toy, **arguments)
+
+
+@pytest.mark.parametrize("student", [VIT, DROP], ids=["dense", "sparse"])
+@pytest.mark.parametrize(
+    "head", ["fc", {"name": "decoder", "dim": 8, "depth": 0, "num_heads": 2}], ids=["fc", "decoder"]
+)
+def test_a_head_without_attention_answers_from_the_token_at_the_queried_position(head: Any, student: Any) -> None:
+    config, pupil = TypeAdapter(HeadConfig).validate_python(head), TypeAdapter(StudentConfig).validate_python(student)
+    kept = torch.tensor([[1, 4, 5, 9, 23]]) if not pupil.dense else None
+    tokens = torch.randn(1, 24 if kept is None else 5, 16, requires_grad=True)
+    encoded = Encoded(tokens, torch.randn(1, 1, 16), (4, 6), kept)
+    asked = torch.tensor([[9, 1, 23]])
+    pred = config.build(pupil.build(), 3)(encoded, Query(asked))
+    for place, position in enumerate(asked[0]):
+        (slope,) = torch.autograd.grad(pred[0, place].sum(), tokens, retain_graph=True)
+        (row,) = slope[0].abs().sum(-1).nonzero(as_tuple=True)
+        assert row.tolist() == [position if kept is None else kept[0].tolist().index(position)]

@@ -59,6 +59,10 @@ def parameter() -> nn.Parameter:
     return nn.Parameter(torch.ones(1))
 
 
+def fixed() -> nn.Parameter:
+    return nn.Parameter(torch.rand(3), requires_grad=False)
+
+
 def tokens(change: Callable[[Any, Tensor], Tensor], base: type[Any] = Pixel) -> Callable[..., Any]:
     return after(base, lambda self, target: Target(change(self, target.tokens)))
 
@@ -89,6 +93,8 @@ TEACHERS = {
     "rest of its batch": bad(Pixel, forward=tokens(lambda self, x: x - x.mean(0))),
     "Config says differentiable": bad(Pixel, {"differentiable": True}),
     "Config says discrete True": bad(Pixel, {"discrete": True}),
+    "must keep its Config": bad(Pixel, __init__=built_with(Pixel, config=lambda: None)),
+    "building it twice": bad(Pixel, {"reloads": True}, __init__=built_with(Pixel, extra=fixed)),
     "needs_fit stays True": bad(Pixel, needs_fit=True),
     "ids must be int64": ids(lambda x: x.int().clamp(0, 7)),
     r"lie in \[0, 8\)": ids(lambda x: x.long().clamp(0, 7) + 7),
@@ -127,6 +133,11 @@ def shortened(self: ViT, view: View, mask: Mask | None = None, taps: Any = ()) -
     return encoded if mask is None else replace(encoded, tokens=encoded.tokens[:, 1:])
 
 
+def shifted(self: ViT, view: View, mask: Mask | None = None, taps: Any = ()) -> Any:
+    encoded = ViT.forward(self, view, mask, taps)
+    return encoded if mask is None else replace(encoded, tokens=encoded.tokens + 1)
+
+
 def half_known(self: ViT, name: str) -> int:
     return fail() if name == "norm.bias" else ViT.layer_of(self, name)
 
@@ -139,6 +150,7 @@ STUDENTS = {
     "in eval mode the same view": bad(ViT, forward=on_encoded(tokens=lambda e: e.tokens + torch.rand(()))),
     "hidden pixels must not reach": bad(ViT, forward=unmasked),
     "changed it by": bad(ViT, forward=leaking),
+    "hides nothing must change nothing": bad(ViT, forward=shifted),
     "visible pixels do not reach": bad(ViT, forward=on_encoded(tokens=lambda e: torch.zeros_like(e.tokens))),
     "of a masked image must be": bad(ViT, forward=shortened),
     "index must be mask.visible_index": bad(ViT, {"dense": False}, forward=on_encoded(index=lambda e: None)),

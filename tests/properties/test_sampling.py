@@ -69,8 +69,13 @@ def test_image_i_is_the_same_in_every_batch_order_and_process(
 
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20), st.integers(0, 20))
 def test_another_seed_or_epoch_is_another_draw(seed: int, epoch: int, more: int, later: int) -> None:
-    one, other = batch(sampling(seed=seed), [0, 1], epoch), batch(sampling(seed=seed + more), [0, 1], epoch + later)
-    assert torch.equal(one.views["main"].image, other.views["main"].image) == (more == later == 0)
+    mask = {"name": "random", "ratio": 0.5}
+    one = batch(sampling(seed=seed, mask=mask), [0, 1], epoch)
+    other = batch(sampling(seed=seed + more, mask=mask), [0, 1], epoch + later)
+    same_address = more == later == 0
+    assert torch.equal(one.views["main"].image, other.views["main"].image) == same_address
+    assert torch.equal(one.masks["main"][0].hidden, other.masks["main"][0].hidden) == same_address
+    assert not torch.equal(one.masks["main"][0].hidden[0], one.masks["main"][0].hidden[1])
 
 
 def test_masks_do_not_depend_on_the_crops() -> None:

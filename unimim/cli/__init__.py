@@ -15,6 +15,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     invoke_without_command=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
 )
 COMMANDS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
     "Look": {

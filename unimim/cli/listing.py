@@ -50,6 +50,8 @@ def list_names(
         emit([row for found in rows.values() for row in found])
         return
     for each, found in rows.items():
+        if each != kinds[0]:
+            say()
         columns = ["name", "summary", *(["status"] if each == "recipes" else []), "plugin"]
         lines = [[*(row[column] for column in columns[:-1]), f"{row['plugin']} {row['version']}"] for row in found]
         show_table(table(columns, lines, title=each, fold="summary"))
@@ -190,7 +192,9 @@ def table1(
         csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
         say(buffer.getvalue().rstrip("\n"))
     else:
-        show_table(table(header, rows))
+        symbols = [symbol for _, symbol in AXES.values()]
+        show_table(table(["Methods", *symbols, "recipe", "status"], rows, fold="Methods"))
+        say("; ".join(f"{symbol} {name}" for name, symbol in AXES.values()), "dim")
 
 
 plugins_app = typer.Typer(help="Show installed plugins, or begin a new one.", invoke_without_command=True)

@@ -48,6 +48,7 @@ LogEvery = Annotated[int | None, typer.Option(metavar="N", help="Steps between l
 Minutes = Annotated[float | None, typer.Option(metavar="X", help="Minutes between checkpoints.", show_default="10")]
 
 AGAIN = "the same command goes on from there"
+FROM_LAST = "the same command goes on from the last checkpoint"
 
 
 def train(
@@ -103,9 +104,9 @@ def _train(job: Job, in_memory: bool) -> None:
         with run_errors(f"what is saved in {job.run.out} stays; {AGAIN}"):
             outcome = train_recipe(job.recipe, job.data, job.run, in_memory)
     except KeyboardInterrupt:
-        raise Interrupted("stopped at once; the same command goes on from the last checkpoint") from None
-    if outcome.status == "preempted":
-        raise Interrupted(f"stopped at step {outcome.step} of {job.plan.total_steps}; {AGAIN}")
+        raise Interrupted(f"stopped at once; {FROM_LAST}") from None
+    if outcome.status == "preempted":  # the log has said so
+        raise typer.Exit(INTERRUPTED)
     if os.environ.get("RANK", "0") == "0":
         _finished(job, f"trained {outcome.step} steps")
 
@@ -129,12 +130,12 @@ def _launch(procs: int, arguments: Sequence[str]) -> None:
     try:
         launch(procs, without(arguments, "--procs"))
     except SignalException:
-        raise Interrupted(f"stopped; {AGAIN}") from None
+        raise Interrupted(f"stopped; {FROM_LAST}") from None
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         killed = [f"process {rank} was ended by signal {-code}" for rank, code in codes.items() if code < 0]
         if killed and max(codes.values()) < 0:
-            raise Failed(f"{', '.join(killed)}; the same command goes on from the last checkpoint") from None
+            raise Failed(f"{', '.join(killed)}; {FROM_LAST}") from None
         raise typer.Exit(INTERRUPTED if INTERRUPTED in codes.values() else max(codes.values())) from None
 
 

@@ -56,6 +56,12 @@ def launch(num_processes: int, arguments: Sequence[str]) -> None:
     threads = max(1, (os.cpu_count() or 1) // num_processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=num_processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0"
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id="unimim",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,  # a run that was stopped or refused must end; the same command goes on with it
     )
     elastic_launch(config, sys.executable)("-m", "unimim", *arguments)

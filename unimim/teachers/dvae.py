@@ -108,6 +108,10 @@ class DVae(Teacher):
         precision: Literal["float32", "bfloat16"] = "float32"
 
         @property
+        def reloads(self) -> bool:
+            return self.weights is not None
+
+        @property
         def discrete(self) -> bool:
             return True
 

@@ -51,6 +51,10 @@ class OpenClip(Teacher):
             return self
 
         @property
+        def reloads(self) -> bool:
+            return self.pretrained is not None or ":" in self.model or Path(self.model).is_dir()
+
+        @property
         def label(self) -> str:
             return "CLIP"
 

@@ -67,6 +67,10 @@ class Timm(Teacher):
             return self
 
         @property
+        def reloads(self) -> bool:
+            return self.pretrained or self.checkpoint is not None
+
+        @property
         def label(self) -> str:
             return next((label for part, label in _LABELS.items() if part in self.model), self.model)
 
