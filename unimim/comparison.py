@@ -101,7 +101,7 @@ def _entry(comparison: Comparison, recipe: Recipe, probes: Probes) -> report.Ent
     scores: list[report.Score] = []
     for variant, folder in variants:
         make = partial(weights.load_student, folder / "weights")
-        scores += _reported(probes.student(variant.hash, recipe.name, variant.seed, make), variant.seed)
+        scores += _reported(probes.student(variant.hash, recipe.name, variant, make), variant.seed)
     folder = variants[0][1]
     return report.Entry(
         name=recipe.name,
@@ -122,7 +122,7 @@ def _baselines(comparison: Comparison, probes: Probes) -> list[report.Entry]:
     entries = []
     for recipe in {recipe.student: recipe for recipe in reversed(comparison.recipes)}.values():
         name = f"random student ({recipe.name})"
-        found = probes.student(f"random-{recipe.hash}", name, recipe.seed, partial(build_student, recipe))
+        found = probes.student(f"random-{recipe.hash}", name, recipe, partial(build_student, recipe))
         entries.append(report.Entry(name, name, kind="random", scores=tuple(_reported(found, recipe.seed))))
     found = probes.pixels(comparison.recipes[0].student.geometry.image)
     return [*entries, report.Entry("raw pixels", "Raw pixels", kind="pixels", scores=tuple(_reported(found, 0)))]

@@ -108,7 +108,8 @@ class Objective(nn.Module):
         """
         own = self.count(batch) if totals is None else totals
         predictions = self.predictions(batch)
-        losses = {name: self._reduce(name, predictions[name]) / own[i] for i, name in enumerate(self.branches)}
+        counts = own.clamp_min(torch.finfo(own.dtype).tiny)  # nothing asked, nothing lost: 0, not 0 / 0
+        losses = {name: self._reduce(name, predictions[name]) / counts[i] for i, name in enumerate(self.branches)}
         weights = {name: term.weight(self.progress.fraction) for name, term in self.recipe.terms.items()}
         return {**losses, "loss": torch.stack([weights[name] * value for name, value in losses.items()]).sum()}
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from unimim import __version__
 from unimim.hooks import AXES
 from unimim.recipe import load
 from unimim.registry import Plugin, plugins
@@ -245,6 +246,12 @@ def test_usage_errors_are_short_and_without_traceback(unimim: Unimim) -> None:
     assert ran.code == 2
     assert ran.err.startswith("error: No such option: --dat")
     assert ran.err.endswith("see unimim train --help\n")
-    from unimim import __version__
-
+    assert unimim("teachers").code == 0
+    assert "train-clip" in unimim("teachers").out
     assert unimim("--version").out == f"{__version__}\n"
+
+
+def test_a_traceback_can_be_asked_for(unimim: Unimim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIMIM_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="unknown kind 'recips'"):
+        unimim("list", "recips")

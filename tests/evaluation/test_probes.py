@@ -81,6 +81,9 @@ def test_features_are_the_same_alone_and_in_a_batch_and_leave_the_student_as_it_
     assert student.training
     assert student_features(student, source, pool="class", block=1).described == "block 1, class token"
     assert not torch.equal(student_features(student, source, pool="class").values, whole.values)
+    rounded = student_features(student, source, precision="bfloat16")
+    assert rounded.described.endswith("bfloat16")
+    torch.testing.assert_close(rounded.values, whole.values, atol=0.05, rtol=0.05)
 
 
 def test_a_missing_class_token_is_said() -> None:
@@ -98,7 +101,7 @@ def test_results_are_kept_and_found_again(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     for _ in range(2):
         probes = Probes(Spread(toys.Noise(30), 20), toys.Noise(10), Results(path), "cpu", said.append)
-        scores = probes.student("key", "mine", 0, lambda: build(toys.recipe()).student)
+        scores = probes.student("key", "mine", toys.recipe(), lambda: build(toys.recipe()).student)
         assert [score.task for score in scores] == ["k-NN", "linear"]
     assert said == ["evaluating mine, seed 0"]
     assert len(path.read_text().splitlines()) == 2

@@ -11,7 +11,10 @@ from . import doctor, errors, evaluating, files, listing, running, teachers
 
 app = typer.Typer(
     help="Masked image modeling as one equation: loss = L(N(T(image)), H(S(masked image))).",
-    epilog="Start here: unimim list · unimim show mae · unimim train mae-micro --data shapes --out runs/mae",
+    epilog=(
+        "Start here: unimim list · unimim show mae · unimim train mae-micro --data shapes --out runs/mae\n\n"
+        "UNIMIM_TRACEBACK=1 shows where an error came from."
+    ),
     rich_markup_mode="rich",
     invoke_without_command=True,
     add_completion=False,

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +64,7 @@ def evaluate(
         show_card([*rows, ("tasks", ", ".join(tasks)), ("data", what), ("device", run.device)])
         say("dry run: nothing was started", "green")
         return
-    features = _features(trained.student, images, pool, block, run.device)
+    features = _features(trained, images, pool, block, run.device)
     scores = [protocol(*features) for protocol in tasks.values()]
     _keep(path / "eval.jsonl", about, scores)
     if as_json:
@@ -130,12 +131,13 @@ def _tasks(problems: Problems, text: str) -> dict[str, Callable[[Features, Featu
 
 
 def _features(
-    student: Student, images: tuple[ImageSource, ImageSource], pool: Any, block: int | None, device: str
+    trained: Trained, images: tuple[ImageSource, ImageSource], pool: Any, block: int | None, device: str
 ) -> list[Features]:
     from ..evaluation.features import student_features
 
     with run_errors("nothing was written"):
-        return [student_features(student, source, pool, block, device) for source in images]
+        read = partial(student_features, trained.student, precision=trained.recipe.precision)
+        return [read(source, pool, block, device) for source in images]
 
 
 def _about(trained: Trained, data: str, images: tuple[ImageSource, ImageSource]) -> dict[str, Any]:

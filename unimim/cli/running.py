@@ -76,6 +76,8 @@ def train(
     Exit code 0: done; 1: failed; 2: the command is wrong; 75: stopped on request.
     """
     problems = Problems()
+    if procs > 1 and "WORLD_SIZE" in os.environ:
+        problems.add("--procs: torchrun has started the processes already; leave it out")
     found = read_recipe(problems, recipe, changes or [])
     source = open_data(problems, data, "train")
     check_out(problems, out)
@@ -235,12 +237,12 @@ def _recipes(problems: Problems, words: Sequence[str]) -> list[Recipe]:
         problems.add("no recipe to compare; unimim list recipes shows their names")
     found = [recipe for name in dict.fromkeys(names) if (recipe := read_recipe(problems, name, own[name]))]
     called = [recipe.name for recipe in found]
-    for name in sorted(
-        {name for name in called if called.count(name) > 1} | {name for name in names if names.count(name) > 1}
-    ):
-        problems.add(
-            f"{name!r} is compared twice; save a variant under a name: unimim show {name} loss=l1 name=mine > mine.yaml"
-        )
+    for name in dict.fromkeys([*names, *called]):
+        if called.count(name) > 1 or names.count(name) > 1:
+            hint = f"unimim show {name} loss=l1 name=mine > mine.yaml"
+            problems.add(f"{name!r} is compared twice; save a variant under a name: {hint}")
+        if name in called and Path(name).name != name:
+            problems.add(f"{name!r} cannot name a folder; change it with {name}:name=...")
     return found
 
 

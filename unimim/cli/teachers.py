@@ -14,12 +14,13 @@ from .inputs import Data, Device, DryRun, check_out, open_data, run_options
 if TYPE_CHECKING:
     from ..engine.data.sources import ImageSource
 
-app = typer.Typer(help="Make a teacher where no released weights can be had.", no_args_is_help=True)
+app = typer.Typer(help="Make a teacher where no released weights can be had.")
 
 
-@app.callback()
-def teachers() -> None:
-    pass
+@app.callback(invoke_without_command=True)
+def teachers(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command("train-clip", epilog="Example: unimim teachers train-clip --data shapes --out runs/clip-teacher")

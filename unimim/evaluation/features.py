@@ -34,28 +34,33 @@ def student_features(
     pool: Pool = "mean",
     block: int | None = None,
     device: str = "cpu",
+    precision: str = "float32",
     batch: int = 256,
 ) -> Features:
     """One vector an image: the mean of the patch tokens, or the class token, after the final norm or after a block.
 
-    Central square, resized to the student's size, nothing hidden. block: 0-based; None reads the final norm. The student
-    is left in the mode it was in. Raises ValueError for a class token the student has not.
+    Central square, resized to the student's size, nothing hidden. block: 0-based; None reads the final norm.
+    precision "bfloat16" computes under autocast, as a recipe of that precision trains. The student is left in the mode it
+    was in. Raises ValueError for a class token the student has not.
     """
     training, student = student.training, student.to(device).eval()
     tap = None if block is None else Tap(block)
     values, labels = [], []
     for images, numbers in _batches(source, student.geometry.image, batch):
-        encoded = student(View(images.to(device)), None, () if tap is None else (tap,))
+        with torch.autocast(torch.device(device).type, torch.bfloat16, precision == "bfloat16"):
+            encoded = student(View(images.to(device)), None, () if tap is None else (tap,))
         num_prefix = encoded.prefix.shape[1]
         if pool == "class" and not num_prefix:
             raise ValueError("the student has no class token; use pool=mean")
         sequence = torch.cat([encoded.prefix, encoded.tokens], 1) if tap is None else encoded.taps[tap]
-        values.append((sequence[:, num_prefix:].mean(1) if pool == "mean" else sequence[:, 0]).float().cpu())
+        sequence = sequence.float()
+        values.append((sequence[:, num_prefix:].mean(1) if pool == "mean" else sequence[:, 0]).cpu())
         labels += numbers
     student.train(training)
     layer = "final norm" if block is None else f"block {block}"
     what = "mean of patch tokens" if pool == "mean" else "class token"
-    return Features(torch.cat(values), torch.tensor(labels), f"{layer}, {what}")
+    described = f"{layer}, {what}" + ("" if precision == "float32" else f", {precision}")
+    return Features(torch.cat(values), torch.tensor(labels), described)
 
 
 def pixel_features(source: ImageSource, size: Size, batch: int = 256) -> Features:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..axes import Student
 from ..engine.data.sources import ImageSource
+from ..recipe import Recipe
 from ..types import Size
 from .features import Features, pixel_features, student_features
 from .knn import knn
@@ -51,15 +53,15 @@ class Probes:
         self.train, self.test, self.results, self.device, self.say = train, test, results, device, say
         self.data = f"{train.fingerprint()}-{len(train)}-{test.fingerprint()}"
 
-    def student(self, key: str, name: str, seed: int, make: Callable[[], Student]) -> list[Score]:
+    def student(self, key: str, name: str, recipe: Recipe, make: Callable[[], Student]) -> list[Score]:
         """Scores of the student that `make` returns, which is not called if they are known under `key`."""
 
         def features() -> tuple[Features, Features]:
             student = make()
-            train, test = (student_features(student, source, device=self.device) for source in (self.train, self.test))
-            return train, test
+            read = partial(student_features, student, device=self.device, precision=recipe.precision)
+            return read(self.train), read(self.test)
 
-        return self._scores(key, name, seed, features)
+        return self._scores(key, name, recipe.seed, features)
 
     def pixels(self, size: Size) -> list[Score]:
         """Scores of the pixels themselves, at `size`."""

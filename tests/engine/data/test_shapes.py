@@ -184,6 +184,7 @@ def vit_accuracy(x: Tensor, y: Tensor, x_val: Tensor, y_val: Tensor, epochs: int
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_linear_model_fails_where_a_small_vit_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     x, x_val = images(Shapes("train", 12_000)) / 127.5 - 1, images(Shapes("val", 2_000)) / 127.5 - 1
