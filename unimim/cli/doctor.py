@@ -172,7 +172,7 @@ def _processes() -> str:
             for rank in ("0", "1")
         ]
         try:
-            said = [process.communicate(timeout=60)[1] for process in both]
+            said = [process.communicate(timeout=120)[1] for process in both]
         finally:
             for process in both:
                 process.kill()
