@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= runs/demo
-DEMO_DATA := shapes:train=10000,val=2000
+DEMO_DATA := shapes:train=8000,val=1000
 
 .PHONY: demo test check install clean
 
@@ -20,9 +20,10 @@ $(INSTALLED): pyproject.toml plugins/unimim-example/pyproject.toml
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/unimim teachers train-clip --data $(DEMO_DATA) --epochs 4 --out $(DEMO)/teacher
+	$(BIN)/unimim teachers train-clip --data $(DEMO_DATA) --epochs 3 --out $(DEMO)/teacher
 	$(BIN)/unimim compare mae-micro beit-micro data2vec-micro maskdistill-micro epochs=2 batch=128 \
-	  maskdistill-micro:teacher.model=local-dir:$(DEMO)/teacher --data $(DEMO_DATA) --in-memory --out $(DEMO)
+	  beit-micro:teacher.max_tokens=32768 maskdistill-micro:teacher.model=local-dir:$(DEMO)/teacher \
+	  --data $(DEMO_DATA) --in-memory --probe-images 4000 --log-every 5 --out $(DEMO)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests

@@ -8,4 +8,4 @@ small="student.image_size=32 student.patch_size=4 epochs=6 batch=128"
 unimim teachers train-clip --data "$data" --image-size 32 --patch-size 4 --epochs 6 --lr 2e-3 --out "$out/teacher"
 # shellcheck disable=SC2086
 unimim compare mae-micro beit-micro data2vec-micro maskdistill-micro $small \
-  "maskdistill-micro:teacher.model=local-dir:$out/teacher" --data "$data" --in-memory --out "$out"
+  "maskdistill-micro:teacher.model=local-dir:$out/teacher" --data "$data" --in-memory --probe-images 20000 --log-every 78 --out "$out"
