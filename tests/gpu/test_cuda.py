@@ -1,0 +1,45 @@
+"""On a CUDA device: the same losses and gradients as on the CPU, and a run that ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine import toys
+from tests.engine.test_loop import losses
+from unimim import Sampling
+from unimim.engine.run import Run
+from unimim.training import build, train_recipe
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("name", ["mae-micro", "data2vec-micro"])
+def test_loss_and_gradients_equal_the_cpus(name: str) -> None:
+    recipe = toys.recipe(name, "student.drop_path=0")
+    objective = build(recipe)
+    sampling = Sampling(recipe, objective.student.geometry, objective.renditions)
+    batch = sampling.collate([sampling(toys.Noise().read(index), 0, index) for index in range(8)])
+    expected = objective(batch)["loss"]
+    expected.backward()
+    gradients = {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
+    objective.zero_grad()
+    objective.cuda()
+    loss = objective(batch.to("cuda"))["loss"]
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    for key, parameter in objective.named_parameters():
+        if key in gradients:
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad.cpu(), gradients[key], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run_on_cuda_in_bfloat16_learns(tmp_path: Path, compiled: bool) -> None:
+    recipe = toys.recipe("mae-micro", "precision=bfloat16", "epochs=8", "optimization.warmup_epochs=0")
+    run = Run(out=tmp_path, device="cuda", workers=1, log_every=1, compile=compiled)
+    assert train_recipe(recipe, "shapes:size=16,train=40,val=20", run, quiet=True).status == "done"
+    values = losses(tmp_path)
+    assert sum(values[-6:]) < sum(values[:6])
