@@ -129,7 +129,7 @@ def _baselines(comparison: Comparison, probes: Probes) -> list[report.Entry]:
 
 
 def _panels(objective: Objective, source: ImageSource) -> tuple[report.Panel, ...]:
-    indices = [number * len(source) // NUM_EXAMPLES for number in range(NUM_EXAMPLES)]
+    indices = Spread(source, NUM_EXAMPLES).places
     names = [source.classes[source.label(i)] if source.classes else source.name(i) for i in indices]
     return tuple(
         report.Panel(row.title, tuple(map(report.Picture, names, row.images)), row.note)

@@ -138,3 +138,13 @@ def test_the_prediction_row_is_the_image_where_the_prediction_is_the_target() ->
     assert found.query.index is not None
     restored = _undo_norm(found.target, found, raw)
     torch.testing.assert_close(restored, gather(raw, found.query.index), atol=1e-3, rtol=1e-3)
+
+
+def test_a_part_of_a_source_keeps_its_classes_and_is_always_the_same() -> None:
+    whole = toys.Noise(200)
+    part = Spread(whole, 100)
+    labels = [part.label(index) for index in range(len(part))]
+    assert len(labels) == 100
+    assert 25 < sum(labels) < 75, "every other image is of class 1"
+    assert labels == [Spread(whole, 100).label(index) for index in range(100)]
+    assert [Spread(whole, None).name(index) for index in range(200)] == [whole.name(index) for index in range(200)]

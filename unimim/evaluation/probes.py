@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..address import rng
 from ..axes import Student
 from ..engine.data.sources import ImageSource
 from ..recipe import Recipe
@@ -83,17 +84,18 @@ class Probes:
 
 
 class Spread:
-    """At most `count` images of a source, evenly spread over it."""
+    """At most `count` images of a source, drawn once and for all: a stride would miss classes that alternate."""
 
     def __init__(self, source: ImageSource, count: int | None) -> None:
         self.source, self.classes = source, source.classes
-        self.count = min(count or len(source), len(source))
+        drawn = rng(len(source)).permutation(len(source))[: count or len(source)]
+        self.places = sorted(int(place) for place in drawn)
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.places)
 
     def _place(self, index: int) -> int:
-        return index * len(self.source) // self.count
+        return self.places[index]
 
     def name(self, index: int) -> str:
         return self.source.name(self._place(index))
