@@ -20,10 +20,10 @@ $(INSTALLED): pyproject.toml plugins/unimim-example/pyproject.toml
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/unimim teachers train-clip --data $(DEMO_DATA) --epochs 3 --out $(DEMO)/teacher
-	$(BIN)/unimim compare mae-micro beit-micro data2vec-micro maskdistill-micro epochs=2 batch=128 \
+	$(BIN)/unimim teachers train-clip --data $(DEMO_DATA) --patch-size 16 --epochs 6 --batch 128 --out $(DEMO)/teacher
+	$(BIN)/unimim compare mae-micro beit-micro data2vec-micro maskdistill-micro student.patch_size=16 epochs=6 batch=64 \
 	  beit-micro:teacher.max_tokens=32768 maskdistill-micro:teacher.model=local-dir:$(DEMO)/teacher \
-	  --data $(DEMO_DATA) --in-memory --probe-images 4000 --log-every 5 --out $(DEMO)
+	  --data $(DEMO_DATA) --in-memory --probe-images 4000 --log-every 25 --out $(DEMO)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
