@@ -25,9 +25,16 @@ SMALL = (
 SMOOTH = "optimization.eps=0.01"
 """For comparing weights: with AdamW's usual eps a gradient of pure rounding noise (a key's bias) moves a full step."""
 DECODER = ("head.dim=16", "head.depth=1", "head.num_heads=2")
+BEIT_STYLE = (
+    "student.positions=none",
+    "student.relative_positions=shared",
+    "student.layer_scale=0.1",
+    "student.qkv_bias=qv",
+    "student.init=truncated",
+)
 RECIPES = {
     "mae-micro": DECODER,
-    "beit-micro": ("teacher.num_codes=8", "mask.exact=false", "student.drop_path=0.2"),
+    "beit-micro": (*BEIT_STYLE, "teacher.num_codes=8", "mask.exact=false", "student.drop_path=0.2"),
     "data2vec-micro": ("teacher.layers=[0,1]", "mask.exact=false"),
 }
 

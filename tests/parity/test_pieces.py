@@ -176,15 +176,14 @@ def test_layer_decay(piece: Any, method: str) -> None:
     """Rate scale and weight decay of every parameter of the official fine-tuning models, by official name."""
     golden = piece("layer_decay")
     decay, depth = golden["in/decay"].item(), int(golden["in/depth"])
-    qkv = ["student.qkv_bias=qkv", "student.layer_scale=null", "student.relative_positions=none"]
     policy = [
         f"optimization.layer_decay={decay}",
         f"optimization.weight_decay={golden['in/weight_decay'].item()}",
         "optimization.no_decay=[pos_embed, prefix]",
     ]
-    beit = ["student.relative_positions=per_block"]
+    beit = ["student.relative_positions=per_block", "student.layer_scale=0.1", "student.qkv_bias=qv"]
     student = [f"student.depth={depth}", "student.dim=8", "student.num_heads=1", "student.positions=learned"]
-    recipe = load("data2vec-micro", [*student, *policy, *(qkv if method == "mae" else beit), "teacher.layers=[0]"])
+    recipe = load("data2vec-micro", [*student, *policy, *(beit if method == "beit" else []), "teacher.layers=[0]"])
     objective = Objective(recipe)
     names = {id(parameter): name for name, parameter in objective.named_parameters()}
     groups = parameter_groups(objective, recipe.optimization, objective.depth_of)

@@ -63,7 +63,7 @@ def maskdistill(size: str) -> Data:
         | micro_optimization()
         | {
             "teacher": ours({"name": "open_clip", "model": f"local-dir:{TEACHER}"}, "a small CLIP trained on the spot"),
-            "student": ours(micro_student() | beit_style(0.1), "small images"),
+            "student": micro_student(),
             "mask": ours(MICRO_BLOCK | {"ratio": 0.4}, "the paper's ratio on a smaller grid"),
             "views": ours({"name": "crop"}, "small images"),
         }

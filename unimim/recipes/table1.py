@@ -41,7 +41,7 @@ def mae(size: str) -> Data:
         recipe
         | micro_optimization()
         | {
-            "student": ours(micro_student() | student, "small images"),
+            "student": micro_student("drop"),
             "head": ours(decoder, "in proportion to the student"),
         }
     )
@@ -78,7 +78,7 @@ def beit(size: str) -> Data:
         | micro_optimization()
         | {
             "teacher": ours(tokenizer, "an offline tokenizer in place of the released dVAE"),
-            "student": ours(micro_student() | beit_style(0.1), "small images"),
+            "student": micro_student(),
             "mask": ours(MICRO_BLOCK | {"ratio": 0.4}, "75 of 196 patches, on a smaller grid"),
             "views": ours({"name": "crop"}, "small images"),
         }
@@ -123,7 +123,7 @@ def data2vec(size: str) -> Data:
         | micro_optimization()
         | {
             "teacher": ours(teacher | {"decay": decay}, "half of six blocks; a faster copy for thousands of steps"),
-            "student": ours(micro_student() | beit_style(0.1), "small images"),
+            "student": micro_student(),
             "mask": ours(MICRO_BLOCK | {"ratio": 0.6}, "120 of 196 patches, on a smaller grid"),
             "views": ours({"name": "crop"}, "small images"),
         }
