@@ -185,14 +185,17 @@ class Objective(nn.Module):
 
     @property
     def _reloaded(self) -> tuple[str, ...]:
-        modules = [(name, module) for name, module in self.named_modules() if isinstance(module, Teacher)]
-        return tuple(f"{name}." for name, teacher in modules if teacher.config.reloads)
+        frozen = self.frozen_teachers()
+        return tuple(f"{name}." for name, module in self.named_modules() if module in frozen)
 
-    def compile_blocks(self) -> None:
-        """torch.compile every transformer block in place: few distinct graphs, short compile times."""
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.compile()
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of student, heads and momentum copies: the units to compile, recompute and shard."""
+        frozen = {part for teacher in self.frozen_teachers() for part in teacher.modules()}
+        return [module for module in self.modules() if isinstance(module, Block) and module not in frozen]
+
+    def frozen_teachers(self) -> list[nn.Module]:
+        """Teachers whose weights are loaded whenever they are built, and never change."""
+        return [module for module in self.modules() if isinstance(module, Teacher) and module.config.reloads]
 
     def _teachers(self) -> list[Teacher]:
         return list(self.teachers.values())  # type: ignore[arg-type]

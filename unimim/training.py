@@ -8,7 +8,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ import torch
 from . import weights
 from .axes import Student
 from .engine.checkpoint import write_text
+from .engine.data.decode import BadImage
 from .engine.data.sources import ImageSource, in_memory, open_source
 from .engine.distributed import process_group
+from .engine.folder import Status, only_writer, read_status, write_status
 from .engine.log import Log
-from .engine.loop import Outcome, train
+from .engine.loop import NonFinite, Outcome, train
 from .engine.run import Plan, Run
 from .objective import Objective
 from .recipe import DESCRIPTION, Recipe
@@ -38,7 +41,7 @@ def train_recipe(recipe: Recipe, data: str, run: Run, cached: bool = False, quie
     """
     source = open_source(data, "train")
     source = in_memory(source) if cached else source
-    with process_group(run.device) as device:
+    with process_group(run) as device, only_writer(run.out) if rank() == 0 else nullcontext(), status_of(run.out):
         plan = plan_of(recipe, source)
         record = describe(recipe, data, source, run)
         claim(run.out, record)
@@ -48,12 +51,29 @@ def train_recipe(recipe: Recipe, data: str, run: Run, cached: bool = False, quie
             _greet(log, recipe, plan, run, source)
             started = time.time()
             outcome = train(objective, source, sampling, plan, run, device, log, {"hash": recipe.hash})
+        if outcome.status == "done":
+            weights.save(objective, run.out / "weights")
         if rank() == 0:
             seconds = record.get("seconds", 0.0) + time.time() - started
-            if outcome.status == "done":
-                weights.save(objective, run.out / "weights")
             finish(run.out, record | {"status": outcome.status, "step": outcome.step, "seconds": round(seconds, 1)})
+            write_status(run.out, outcome.status, outcome.step)
     return outcome
+
+
+@contextmanager
+def status_of(folder: Path) -> Iterator[None]:
+    """status.json from the start, and if what is inside fails, as what: by any process, the first reason stays."""
+    if rank() == 0:
+        write_status(folder, "running", None)
+    try:
+        yield
+    except BaseException as error:
+        kind: Status = (
+            "nonfinite" if isinstance(error, NonFinite) else "data" if isinstance(error, BadImage) else "failed"
+        )
+        if read_status(folder).get("status") in (None, "running"):
+            write_status(folder, kind, None, f"{type(error).__name__}: {error}")
+        raise
 
 
 def build(recipe: Recipe) -> Objective:

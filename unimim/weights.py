@@ -17,6 +17,7 @@ from .engine.checkpoint import sync, write_text
 from .objective import Objective
 from .recipe import Recipe
 from .recipe import load as load_recipe
+from .world import rank, whole
 
 RECIPE, TENSORS = "recipe.yaml", "objective.safetensors"
 
@@ -25,14 +26,18 @@ def save(objective: Objective, folder: Path) -> None:
     """Write the weights folder of `objective`, replacing one that is there.
 
     Each file is written under a hidden name, synced and renamed; recipe.yaml comes last, so a folder that holds it is
-    whole. A folder that was written for another recipe loses its recipe.yaml first.
+    whole. A folder that was written for another recipe loses its recipe.yaml first. With several processes all call it,
+    since parts may be spread over them, and the first writes.
     """
+    tensors = {name: whole(tensor) for name, tensor in objective.training_state().items()}
+    if rank() != 0:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     recipe, text = folder / RECIPE, objective.recipe.yaml()
     if recipe.is_file() and recipe.read_text(encoding="utf-8") != text:
         recipe.unlink()
         sync(folder)
-    write_tensors(folder / TENSORS, objective.training_state())
+    write_tensors(folder / TENSORS, tensors)
     write_text(recipe, text)
 
 

@@ -1,4 +1,5 @@
-"""Sums and gathers over all processes that gradients flow through; with one process they are the identity."""
+"""Sums and gathers over all processes that gradients flow through, and the parts of sharded tensors; with one process and
+plain tensors all are the identity."""
 
 from __future__ import annotations
 
@@ -15,6 +16,12 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def host_group() -> dist.ProcessGroup | None:
+    """A group of all processes for talk between hosts, apart from the devices' traffic; None for one process."""
+    group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
+    return group  # type: ignore[no-any-return]
 
 
 class _AllReduceSum(torch.autograd.Function):
@@ -47,3 +54,13 @@ def all_gather(x: Tensor) -> Tensor:
     slots = x.new_zeros(world_size(), *x.shape)
     slots[rank()] = x
     return all_reduce_sum(slots).flatten(0, 1)
+
+
+def whole(x: Tensor) -> Tensor:
+    """A sharded tensor (DTensor) gathered, which every process must ask for; any other tensor as it is."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def local(x: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, in place; any other tensor as it is."""
+    return x.to_local() if hasattr(x, "to_local") else x

@@ -64,7 +64,7 @@ def run_errors(after: str) -> Iterator[None]:
     import torch
 
     from ..engine.data.decode import BadImage
-    from ..engine.loop import NonFinite
+    from ..engine.loop import NonFinite, OutOfMemory
 
     try:
         yield
@@ -72,8 +72,10 @@ def run_errors(after: str) -> Iterator[None]:
         raise Failed(f"{error}\nor use --skip-bad-images; {after}") from error
     except NonFinite as error:
         raise Failed(str(error)) from error
+    except OutOfMemory as error:
+        raise Failed(f"{error}; {after}") from error
     except torch.OutOfMemoryError as error:
-        raise Failed(f"out of memory ({str(error).splitlines()[0]}); lower --micro-batch; {after}") from error
+        raise Failed(f"out of memory ({str(error).splitlines()[0]}); {after}") from error
 
 
 def run(app: typer.Typer, arguments: Sequence[str] | None) -> int:

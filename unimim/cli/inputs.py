@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..registry import did_you_mean
 from .errors import Problems
 
 if TYPE_CHECKING:
@@ -70,14 +71,28 @@ def check_out(problems: Problems, out: Path | None) -> None:
         problems.add(f"--out: cannot write to {nearest}")
 
 
-def run_options(problems: Problems, out: Path | None, procs: int, **options: Any) -> Run | None:
-    """The options as a Run; those that are None keep its defaults."""
+def split_changes(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(changes of the recipe, run.KEY=VALUE changes of how it is run)."""
+    of_run = [word for word in words if word.startswith("run.")]
+    return [word for word in words if word not in of_run], of_run
+
+
+def run_options(
+    problems: Problems, out: Path | None, procs: int, changes: Sequence[str] = (), **options: Any
+) -> Run | None:
+    """The options as a Run, then run.KEY=VALUE; what neither gives keeps its default."""
     import torch
     from pydantic import ValidationError
 
     from ..engine.run import Run
 
     given = {name: value for name, value in options.items() if value is not None}
+    for word in changes:
+        key, _, text = word.removeprefix("run.").partition("=")
+        if key == "out" or key not in Run.model_fields:
+            problems.add(f"run.{key}: no such setting{did_you_mean(key, Run.model_fields)}")
+        else:
+            given[key] = None if text == "null" else text
     found = None
     try:
         found = Run(out=out or Path(), **given)

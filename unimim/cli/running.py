@@ -26,6 +26,7 @@ from .inputs import (
     read_recipe,
     refuse_torchrun,
     run_options,
+    split_changes,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name from unimim list recipes, or a YAML file.")],
     changes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes, e.g. loss=l1 epochs=5.", show_default=False),
+        typer.Argument(
+            metavar="KEY=VALUE", help="Changes, e.g. loss=l1 epochs=5 run.parallel=fsdp.", show_default=False
+        ),
     ] = None,
     data: Data = "",
     out: Out = None,
@@ -78,12 +81,13 @@ def train(
     problems = Problems()
     if procs > 1 and "WORLD_SIZE" in os.environ:
         problems.add("--procs: torchrun has started the processes already; leave it out")
-    found = read_recipe(problems, recipe, changes or [])
+    changes, of_run = split_changes(changes or [])
+    found = read_recipe(problems, recipe, changes)
     source = open_data(problems, data, "train")
     check_out(problems, out)
     options: dict[str, Any] = {"micro_batch": micro_batch, "workers": workers, "device": device}
     options |= {"log_every": log_every, "checkpoint_minutes": checkpoint_minutes}
-    run = run_options(problems, out, procs, compile=compile_blocks, skip_bad_images=skip_bad_images, **options)
+    run = run_options(problems, out, procs, of_run, compile=compile_blocks, skip_bad_images=skip_bad_images, **options)
     job = None
     if found and source and run and out:
         job = make_job(problems, found, data, source, run, int(os.environ.get("WORLD_SIZE", max(procs, 1))))
@@ -179,6 +183,7 @@ def compare(
 
     problems = Problems()
     refuse_torchrun(problems, "compare")
+    words, of_run = split_changes(words)
     recipes = _recipes(problems, words)
     numbers = _seeds(problems, seeds)
     source = open_data(problems, data, "train", labelled=True)
@@ -186,7 +191,7 @@ def compare(
     check_out(problems, out)
     options: dict[str, Any] = {"micro_batch": micro_batch, "workers": workers, "device": device}
     options |= {"log_every": log_every, "checkpoint_minutes": checkpoint_minutes}
-    run = run_options(problems, out, 1, compile=compile_blocks, skip_bad_images=skip_bad_images, **options)
+    run = run_options(problems, out, 1, of_run, compile=compile_blocks, skip_bad_images=skip_bad_images, **options)
     if not (recipes and numbers and source and test and run and out):
         problems.refuse()
         return

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..types import Batch, Progress
-from ..world import all_reduce_sum, rank, world_size
-from .checkpoint import Checkpoints
-from .data.loader import Sampler, first_images, steps
+from ..world import all_reduce_sum, local, rank, world_size
+from .checkpoint import CheckpointError, Checkpoints, write_text
+from .data.loader import STOPPING, Sampler, addresses, first_images, steps
 from .data.sources import ImageSource
-from .distributed import replicate
+from .distributed import Agreement, accumulating, parallel
+from .folder import write_status
 from .log import Log
 from .optim import adamw, set_rate
-from .run import Plan, Run
+from .run import Plan, Run, split
+from .state import awaited_state, student_state, training_state
+from .watch import Watch
 
 
 class Trainable(Protocol):
@@ -30,9 +34,9 @@ class Trainable(Protocol):
     def forward(self, batch: Batch, totals: Tensor | None = None) -> dict[str, Tensor]: ...
     def count(self, batch: Batch) -> Tensor: ...
     def depth_of(self, parameter: str) -> int: ...
-    def compile_blocks(self) -> None: ...
+    def blocks(self) -> Iterable[nn.Module]: ...
+    def frozen_teachers(self) -> Iterable[nn.Module]: ...
     def training_state(self) -> dict[str, Tensor]: ...
-    def load_training_state(self, state: Mapping[str, Tensor]) -> None: ...
     @property
     def needs_fit(self) -> bool: ...
     def fit(self, batches: Iterable[Batch]) -> None: ...
@@ -43,6 +47,10 @@ class Trainable(Protocol):
 
 class NonFinite(RuntimeError):
     """The loss or its gradient stopped being a number; the step was not taken."""
+
+
+class OutOfMemory(RuntimeError):
+    """A step did not fit into memory; the last checkpoint stays."""
 
 
 @dataclass(frozen=True)
@@ -65,66 +73,97 @@ def train(
 ) -> Outcome:
     """Train `objective` (an nn.Module that is Trainable) to the end of `plan`, from the newest checkpoint in run.out.
 
-    meta: plain data stored in every checkpoint. Raises NonFinite, and whatever reading the data raises; checkpoints
-    written before stay.
+    meta: plain data stored in every checkpoint. Raises NonFinite, OutOfMemory, CheckpointError (an OSError) when the last
+    checkpoint cannot be written, and whatever reading the data raises; checkpoints written before stay.
     """
+    watch = Watch(run.hang_minutes * 60, run.out, lambda reason: _hung(run, log, reason))
+    with watch, interruptible() as interrupted:
+        # Set up
+        checkpoints, agreement = Checkpoints(run.out / "checkpoints", run.keep), Agreement()
+        model, optimizer, start = prepare(objective, source, sampling, plan, run, device, checkpoints, log)
+        meters, guard = Meters(), Guard(device, run.skip_nonfinite)
+        log.restart(start)
+        saved_at = time.monotonic()
+        loss = None
+        with finishing(checkpoints), closing(steps(source, sampling, plan, run, start)) as feed:
+            for step in range(start, plan.total_steps):
+                progress = plan.progress(step)
+                # Data
+                watch.enter("data", step)
+                waiting = time.perf_counter()
+                batches = [batch.to(device) for batch in next(feed)]
+                log.waited += time.perf_counter() - waiting
+                # Step
+                watch.enter("step", step)
+                objective.on_step_start(progress)
+                set_rate(optimizer, plan.rate(step))
+                with memory_advice(batches):
+                    losses = backward(model, objective, batches, plan, step)
+                grad_norm = clip(objective, plan.optimization.clip_norm)
+                good = guard.judge(losses["loss"], grad_norm, optimizer)
+                if guard.stuck():
+                    give_up(objective, optimizer, source, plan, run, step, losses, grad_norm)
+                meters.add(losses, grad_norm, good)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                objective.on_step_end(progress)
+                done = step + 1
+                if done % plan.steps_per_epoch == 0:
+                    objective.on_epoch_end(progress)
+                # Log
+                last = done == plan.total_steps
+                if done % run.log_every == 0 or last:
+                    values = meters.read()
+                    loss = values["loss"] if "skipped" not in values else loss
+                    log.scalars(done, {"epoch": round(done / plan.steps_per_epoch, 4), "lr": plan.rate(step), **values})
+                # Checkpoint
+                stop, due = agreement.on(interrupted(), time.monotonic() - saved_at > run.checkpoint_minutes * 60)
+                stop = not last and (stop or done == run.stop_after)
+                if stop or due or last:
+                    watch.enter("save", step)
+                    if guard.stuck(wait=True):
+                        give_up(objective, optimizer, source, plan, run, step, losses, grad_norm)
+                    save(objective, optimizer, checkpoints, done, {**meta, "loss": loss}, log)
+                    saved_at = time.monotonic()
+                if stop or last:
+                    checkpoints.wait()
+                if stop:
+                    log.say(f"stopped at step {done}; the same command goes on from there")
+                    return Outcome("preempted", done)
+    return Outcome("done", plan.total_steps)
+
+
+def prepare(
+    objective: Any,
+    source: ImageSource,
+    sampling: Sampler,
+    plan: Plan,
+    run: Run,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    log: Log,
+) -> tuple[nn.Module, torch.optim.Optimizer, int]:
+    """The objective as the processes train it, its optimizer, and the number of steps already done."""
     trainable: Trainable = objective
-    # Set up
     objective.to(device).train()
-    checkpoints = Checkpoints(run.out / "checkpoints", run.keep)
-    optimizer = adamw(objective, plan.optimization, trainable.depth_of)
-    start = resume(objective, optimizer, checkpoints, device, log)
-    if start == 0 and trainable.needs_fit:
+    found = checkpoints.newest()
+    if found is None and trainable.needs_fit:
         log.say("fitting the teacher to the data")
         trainable.fit(batch.to(device) for batch in first_images(source, sampling, plan))
-    if run.compile:
-        trainable.compile_blocks()
-    model = replicate(objective, device)
-    log.restart(start)
-    meters = Meters(device)
-    saved_at = time.monotonic()
-
-    with interruptible() as interrupted, closing(steps(source, sampling, plan, run, start)) as feed:
-        for step in range(start, plan.total_steps):
-            progress = plan.progress(step)
-            # Data
-            waiting = time.perf_counter()
-            batches = [batch.to(device) for batch in next(feed)]
-            log.waited += time.perf_counter() - waiting
-            # Step
-            trainable.on_step_start(progress)
-            set_rate(optimizer, plan.rate(step))
-            losses = backward(model, trainable, batches, plan, step)
-            grad_norm = clip(objective, plan.optimization.clip_norm)
-            meters.add(losses, grad_norm)
-            if device.type == "cpu":
-                meters.check(step)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            trainable.on_step_end(progress)
-            done = step + 1
-            if done % plan.steps_per_epoch == 0:
-                trainable.on_epoch_end(progress)
-            # Log
-            last = done == plan.total_steps
-            if done % run.log_every == 0 or last:
-                values = meters.read(step)
-                log.scalars(done, {"epoch": round(done / plan.steps_per_epoch, 4), "lr": plan.rate(step), **values})
-            # Checkpoint
-            due = last or time.monotonic() - saved_at > run.checkpoint_minutes * 60
-            stop = not last and (interrupted() or done == run.stop_after)
-            if world_size() > 1 and (done % run.log_every == 0 or done in (run.stop_after, plan.total_steps)):
-                stop, due = agree([stop, due], device)
-            elif world_size() > 1:
-                stop, due = False, False
-            if stop or due:
-                meters.check(step)
-                save(objective, optimizer, checkpoints, done, meta)
-                saved_at = time.monotonic()
-            if stop:
-                log.say(f"stopped at step {done}; the same command goes on from there")
-                return Outcome("preempted", done)
-    return Outcome("done", plan.total_steps)
+    for block in trainable.blocks():
+        if run.recompute:
+            block.recompute = True  # type: ignore[assignment]
+        if run.compile:
+            block.compile()
+    model = parallel(objective, run, device)
+    optimizer = adamw(objective, plan.optimization, trainable.depth_of)
+    if found is None:
+        return model, optimizer, 0
+    for warning in found.warnings:
+        log.say(warning)
+    checkpoints.load(found, awaited_state(objective, optimizer, checkpoints.names(found)))
+    log.say(f"going on from step {found.step}")
+    return model, optimizer, found.step
 
 
 def backward(model: nn.Module, trainable: Trainable, batches: list[Batch], plan: Plan, step: int) -> dict[str, Tensor]:
@@ -133,9 +172,8 @@ def backward(model: nn.Module, trainable: Trainable, batches: list[Batch], plan:
     sums: dict[str, Tensor] = {}
     for part, batch in enumerate(batches):
         torch.manual_seed(_seed(plan.seed, step, rank() * len(batches) + part))  # drop path, dropout
-        last = part == len(batches) - 1
         with (
-            _no_sync(model, last),
+            accumulating(model, part == len(batches) - 1),
             torch.autocast(batch.index.device.type, torch.bfloat16, plan.precision == "bfloat16"),
         ):
             losses = model(batch, totals)
@@ -145,89 +183,156 @@ def backward(model: nn.Module, trainable: Trainable, batches: list[Batch], plan:
 
 
 def clip(module: nn.Module, limit: float | None) -> Tensor:
-    """The gradient's norm, before it is clipped to `limit`."""
-    parameters = [p for p in module.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    """The gradient's norm over all processes, before it is clipped to `limit`."""
+    gradients = [(p.grad, local(p.grad)) for p in module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([part for _, part in gradients], foreach=True)
+    if any(part is not whole for whole, part in gradients):
+        norm = all_reduce_sum(norm.square()).sqrt()
     if limit is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
+        torch._foreach_mul_([part for _, part in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
+class Guard:
+    """Keeps steps that gave no number from being taken, on the device, and learns of them without waiting for it.
+
+    Up to `allowed` such steps in a row are left out. With one more the guard is stuck: from there on no step is taken.
+    """
+
+    def __init__(self, device: torch.device, allowed: int) -> None:
+        self.allowed = allowed
+        self._run, self._stuck = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._seen = torch.zeros((), pin_memory=device.type == "cuda")
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+
+    def judge(self, loss: Tensor, grad_norm: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Whether the step is sound, () bool, the same on every process; if not, optimizer.step() will do nothing."""
+        bad = (~(torch.isfinite(loss) & torch.isfinite(grad_norm))).float()
+        if world_size() > 1:
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        self._run = (self._run + 1) * bad
+        self._stuck = torch.maximum(self._stuck, (self._run > self.allowed).float())
+        optimizer.found_inf = torch.maximum(bad, self._stuck)  # type: ignore[attr-defined]
+        return bad == 0
+
+    def stuck(self, wait: bool = False) -> bool:
+        """On CUDA what was so a call ago, unless `wait`; asking for now would stop the host until the device is done."""
+        if self._copied is None:
+            return bool(self._stuck)
+        if wait:
+            return bool(self._stuck.item())
+        self._copied.synchronize()
+        before = bool(self._seen)
+        self._seen.copy_(self._stuck, non_blocking=True)
+        self._copied.record()
+        return before
+
+
 class Meters:
-    """Losses and gradient norms, kept on the device until they are read."""
+    """Losses and gradient norms of sound steps, kept on the device until they are read."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.steps = 0
 
-    def add(self, losses: Mapping[str, Tensor], grad_norm: Tensor) -> None:
+    def add(self, losses: Mapping[str, Tensor], grad_norm: Tensor, good: Tensor) -> None:
         terms = {f"loss/{name}": value for name, value in losses.items() if name != "loss"}
         values = {"loss": losses["loss"], **(terms if len(terms) > 1 else {}), "grad_norm": grad_norm.detach()}
-        self.sums = {name: self.sums[name] + value if self.sums else value for name, value in values.items()}
-        self.count += 1
+        kept = {name: torch.where(good, value.float(), 0.0) for name, value in values.items()} | {"good": good.float()}
+        self.sums = {name: self.sums[name] + value if self.sums else value for name, value in kept.items()}
+        self.steps += 1
 
-    def read(self, step: int) -> dict[str, float]:
-        """Means since the last reading, losses over all processes; then start anew. Raises NonFinite."""
-        self.check(step)
-        stacked = torch.stack([value.float() for value in self.sums.values()])
-        means = (all_reduce_sum(stacked) / world_size() / self.count).tolist()
-        named = dict(zip(self.sums, means, strict=True))
-        self.sums, self.count = {}, 0
-        return named
-
-    def check(self, step: int) -> None:
-        """NonFinite if anything added was not a number. On CPU this is asked before every optimizer step; on CUDA, where
-        asking waits for the device, at every log line and before every checkpoint."""
-        if self.sums and not all(bool(torch.isfinite(value)) for value in self.sums.values()):
-            values = ", ".join(f"{name} {value.item():g}" for name, value in self.sums.items())
-            raise NonFinite(
-                f"not a number by step {step} ({values}). The last checkpoint is sound. Lower optimization.lr, lengthen the "
-                f"warm-up, set optimization.clip_norm, or try precision=float32; then start again in a new folder."
-            )
+    def read(self) -> dict[str, float]:
+        """Means since the last reading, losses over all processes; then start anew. "skipped", if any, counts steps."""
+        sums = (all_reduce_sum(torch.stack([*self.sums.values()])) / world_size()).tolist()
+        named = dict(zip(self.sums, sums, strict=True))
+        good = named.pop("good")
+        means = {name: value / good if good else float("nan") for name, value in named.items()}
+        skipped = {"skipped": self.steps - round(good)} if round(good) < self.steps else {}
+        self.sums, self.steps = {}, 0
+        return means | skipped
 
 
-def resume(
-    objective: Any, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, device: torch.device, log: Log
-) -> int:
-    """Load the newest whole checkpoint; the number of steps it holds."""
-    found = checkpoints.load(device)
-    if found is None:
-        return 0
-    state, _, warnings = found
-    for warning in warnings:
-        log.say(warning)
-    objective.load_training_state(state["objective"])
-    groups = [(group["weight_decay"], group["rate_scale"]) for group in optimizer.param_groups]
-    optimizer.load_state_dict(state["optimizer"])
-    for group, (weight_decay, rate_scale) in zip(optimizer.param_groups, groups, strict=True):
-        group["weight_decay"], group["rate_scale"] = weight_decay, rate_scale
-    step: int = state["step"]
-    log.say(f"going on from step {step}")
-    return step
+def give_up(
+    objective: Any,
+    optimizer: torch.optim.Optimizer,
+    source: ImageSource,
+    plan: Plan,
+    run: Run,
+    step: int,
+    losses: Mapping[str, Tensor],
+    grad_norm: Tensor,
+) -> None:
+    """Leave what is needed to see the step again in run.out/nonfinite, and raise NonFinite.
+
+    A checkpoint from before the step (CUDA tells a step late, so `step` is the one after; no step was taken since), and
+    a file that names every image of the process's share.
+    """
+    folder = run.out / "nonfinite"
+    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints.save(step, training_state(objective, optimizer), student_state(objective), {})
+    checkpoints.wait()
+    micro, repeats = split(plan.batch, world_size(), run.micro_batch)
+    shares = addresses(plan, micro, repeats, step)
+    values = {name: value.item() for name, value in {**losses, "grad_norm": grad_norm}.items()}
+    epoch = step // plan.steps_per_epoch
+    names = [source.name(index) for _ in range(repeats) for _, index in next(shares)]
+    about = {"step": step, "epoch": epoch, "rank": rank(), "values": {k: str(v) for k, v in values.items()}}
+    write_text(folder / f"step-{step}-rank-{rank()}.json", json.dumps(about | {"images": names}, indent=1))
+    listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
+    raise NonFinite(
+        f"not a number by step {step} ({listed}); the step was not taken. {folder} holds the state before it and the "
+        f"names of its images. Lower optimization.lr, lengthen the warm-up, set optimization.clip_norm, or try "
+        f"precision=float32 in a new folder; or go on here and leave such steps out, with --skip-nonfinite."
+    )
 
 
 def save(
-    objective: Any, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, step: int, meta: Mapping[str, Any]
+    objective: Any,
+    optimizer: torch.optim.Optimizer,
+    checkpoints: Checkpoints,
+    step: int,
+    meta: Mapping[str, Any],
+    log: Log,
 ) -> None:
-    """One checkpoint, by rank 0; the others wait, so that none outlives a write it counts on."""
-    if rank() == 0:
-        state = {"step": step, "objective": objective.training_state(), "optimizer": optimizer.state_dict()}
-        checkpoints.save(step, state, meta)
-    if world_size() > 1:
-        torch.distributed.barrier()
+    """Begin a checkpoint. If the one before could not be written that is said, and this one is the next attempt."""
+    try:
+        checkpoints.wait()
+    except CheckpointError as error:
+        log.say(f"{error}; training goes on")
+    checkpoints.save(step, training_state(objective, optimizer), student_state(objective), meta)
 
 
-def agree(wishes: Sequence[bool], device: torch.device) -> list[bool]:
-    """Each wish, True on every process if any of them has it. Waits for all processes and for the device."""
-    flags = torch.tensor(wishes, dtype=torch.float32, device=device)
-    torch.distributed.all_reduce(flags)
-    return [bool(flag > 0) for flag in flags]
+@contextmanager
+def finishing(checkpoints: Checkpoints) -> Iterator[None]:
+    """Whatever ends the run, a checkpoint being written is finished."""
+    try:
+        yield
+    finally:
+        with suppress(CheckpointError):
+            checkpoints.wait()
+
+
+@contextmanager
+def memory_advice(batches: list[Batch]) -> Iterator[None]:
+    """Running out of memory as OutOfMemory, with what to try."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if type(error) is RuntimeError and "alloc" not in first:
+            raise
+        size = len(batches[0])
+        advice = f"--micro-batch {size // 2}, " if size > 1 else ""
+        raise OutOfMemory(
+            f"out of memory with {size} images at once ({first}); try {advice}--recompute, --parallel fsdp on several "
+            f"devices, or a smaller student; neither of the first changes the result"
+        ) from error
 
 
 @contextmanager
 def interruptible() -> Iterator[Any]:
-    """SIGINT and SIGTERM only set a flag here, read by the returned function; a second SIGINT interrupts at once."""
+    """Signals to stop only set a flag here, read by the returned function; a second SIGINT interrupts at once."""
     seen: list[int] = []
 
     def remember(number: int, frame: object) -> None:
@@ -236,7 +341,7 @@ def interruptible() -> Iterator[Any]:
         seen.append(number)
 
     try:
-        before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, remember) for number in STOPPING}
     except ValueError:  # not in the main thread: signals are someone else's
         before = {}
     try:
@@ -246,8 +351,9 @@ def interruptible() -> Iterator[Any]:
             signal.signal(number, handler)
 
 
-def _no_sync(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-    return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+def _hung(run: Run, log: Log, reason: str) -> None:
+    log.say(reason)
+    write_status(run.out, "failed", None, reason)
 
 
 def _seed(*address: int) -> int:

@@ -17,20 +17,29 @@ class Run(Frozen):
     """Devices, files and pace.
 
     out: run folder.  micro_batch: images a process takes at once (None: its whole share of the batch).
-    workers: loader processes for each training process.  checkpoint_minutes: time between checkpoints; the last `keep`
-    stay.  stop_after: stop at this step as if interrupted.  skip_bad_images: replace unreadable images by the next one and
-    list them, instead of stopping.
+    workers: loader processes for each training process.
+    parallel: "ddp", every process holds all of the objective, or "fsdp", each a part.  shard_teachers: with "fsdp", frozen
+    teachers too.  recompute: keep only the inputs of blocks for the backward pass; less memory, a third more time.
+    checkpoint_minutes: time between checkpoints; the last `keep` stay, and the one with the lowest loss.
+    stop_after: stop at this step as if interrupted.  hang_minutes: a step, a batch or a checkpoint that takes longer ends
+    the run.  skip_nonfinite: so many steps in a row may give no number and are not taken, before the run stops.
+    skip_bad_images: replace unreadable images by the next one and list them, instead of stopping.
     """
 
     out: Path
     device: str = Field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     micro_batch: int | None = Field(None, gt=0)
     workers: int = Field(1, ge=0)
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    shard_teachers: bool = False
+    recompute: bool = False
     compile: bool = False
     checkpoint_minutes: float = Field(10.0, gt=0)
     keep: int = Field(2, ge=1)
     log_every: int = Field(20, gt=0)
     stop_after: int | None = Field(None, gt=0)
+    hang_minutes: float = Field(10.0, gt=0)
+    skip_nonfinite: int = Field(0, ge=0)
     skip_bad_images: bool = False
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from safetensors.torch import load_file
 
 from .. import weights
 from ..axes import Student
@@ -105,10 +105,11 @@ def _student(source: Path) -> Student:
         return weights.load_student(source / "weights")
     if not (source / "checkpoints").is_dir():
         return weights.load_student(source)
-    found = Checkpoints(source / "checkpoints").load(torch.device("cpu"))
+    found = Checkpoints(source / "checkpoints").newest()
     if found is None:
         raise ValueError(f"{source} has no checkpoint yet; train it further")
-    return weights.student_of(load(source / "config.yaml"), found[0]["objective"], source)
+    tensors = {f"student.{name}": tensor for name, tensor in load_file(found.path / "student.safetensors").items()}
+    return weights.student_of(load(source / "config.yaml"), tensors, found.path)
 
 
 def _sizes(recipe: Recipe) -> str:

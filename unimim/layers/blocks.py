@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 QkvBias = Literal["qkv", "qv", "none"]
 
@@ -74,9 +75,19 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.recompute = False
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (B, L, D), bias broadcastable to (B, heads, L, L) -> stream (B, L, D), MLP branch (B, L, D)."""
+        """x (B, L, D), bias broadcastable to (B, heads, L, L) -> stream (B, L, D), MLP branch (B, L, D).
+
+        With `recompute` set only the input is kept for the backward pass, which computes the rest once more.
+        """
+        if self.recompute and torch.is_grad_enabled():
+            outputs: tuple[Tensor, Tensor] = checkpoint(self._run, x, bias, use_reentrant=False)
+            return outputs
+        return self._run(x, bias)
+
+    def _run(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), bias)))
         branch = self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return x + branch, branch

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..axes import Head, NormConfig, Student, Teacher
 from ..schedule import Schedule
 from ..types import Geometry, Mask, Progress, Query, Tap, Target, TargetSpec, View, scatter
+from ..world import local
 
 
 class SelfTeacher(Teacher):
@@ -113,8 +114,8 @@ class SelfTeacher(Teacher):
         if self.config.weights == "live":
             return
         decay = self.config.decay(progress.fraction)
-        averaged: list[Tensor] = [p for name in self.copy for p in self.copy[name].parameters()]
-        live: list[Tensor] = [p for name in self.copy for p in self.source[name].parameters()]
+        averaged = [local(p) for name in self.copy for p in self.copy[name].parameters()]
+        live = [local(p) for name in self.copy for p in self.source[name].parameters()]
         torch._foreach_lerp_(averaged, live, 1 - decay)
 
     def on_step_start(self, progress: Progress) -> None:

@@ -22,6 +22,8 @@ from .sources import ImageSource
 
 Address = tuple[int, int]
 """(epoch, index)."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask a run to save and stop; clusters send the last two before they take a machine away."""
 ORDER = 0
 """Purpose of a draw: the order of images; crops and masks have others."""
 
@@ -140,5 +142,5 @@ class _Addresses:
 def _calm(worker: int) -> None:
     """Workers leave signals to the training process, which saves before it stops."""
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
