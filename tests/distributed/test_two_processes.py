@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,42 +41,48 @@ def assert_equal(one: Path, two: Path) -> None:
 @pytest.mark.parametrize("name", list(CASES))
 def test_two_processes_equal_one_and_sharded_equal_whole(tmp_path: Path, name: str) -> None:
     main(name, tmp_path / "one", *CASES[name])
+    parts = {} if "norm=batch" in CASES[name] else {"micro_batch": 2}  # its statistics are of a micro-batch
     launch(name, tmp_path / "ddp", *CASES[name])
-    launch(name, tmp_path / "fsdp", *CASES[name], parallel="fsdp", micro_batch=2, shard_teachers=True)
+    launch(name, tmp_path / "fsdp", *CASES[name], parallel="fsdp", shard_teachers=True, **parts)
     assert_same(tmp_path / "one", tmp_path / "ddp")
     assert_same(tmp_path / "one", tmp_path / "fsdp")
 
 
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "ddp 1": (1, {}),
-    "ddp 2": (2, {}),
     "fsdp 1": (1, {"parallel": "fsdp"}),
+    "ddp 2": (2, {}),
     "fsdp 2": (2, {"parallel": "fsdp"}),
 }
 
 
+def train(way: str, out: Path, **options: Any) -> None:
+    procs, own = WAYS[way]
+    if procs == 1:
+        main("data2vec-micro", out, SMOOTH, **own, **options)
+    else:
+        launch("data2vec-micro", out, SMOOTH, procs=procs, **own, **options)
+
+
 @pytest.mark.slow
-def test_any_number_of_processes_goes_on_where_any_other_stopped(tmp_path: Path, capsys: Any) -> None:
-    """R5. At the same number and the same way bitwise, otherwise within 2e-5 in every later loss."""
-    name, more = "data2vec-micro", (SMOOTH, "student.drop_path=0.2")
-    more = (SMOOTH,)
-
-    def train(way: str, out: Path, **options: Any) -> None:
-        procs, own = WAYS[way]
-        launch(name, out, *more, procs=procs, **own, **options)
-
+@pytest.mark.timeout(600)
+def test_any_number_of_processes_goes_on_where_any_other_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """R5. The same bits when nothing changed, otherwise within 2e-5 in every loss."""
     for way in WAYS:
         train(way, tmp_path / "whole" / way)
-    bitwise, close = 0, 0
+        train(way, tmp_path / "begun" / way, stop_after=4)
+    bitwise = 0
     for first, second in product(WAYS, WAYS):
         out = tmp_path / f"{first}, {second}"
-        train(first, out, stop_after=4)
+        shutil.copytree(tmp_path / "begun" / first, out)
         train(second, out)
+        assert_same(tmp_path / "whole" / second, out)
         if first == second:
             assert_equal(tmp_path / "whole" / first, out)
             bitwise += 1
-        else:
-            assert_same(tmp_path / "whole" / second, out)
-            close += 1
     with capsys.disabled():
-        print(f"\nR5 loads {bitwise + close}: same way bitwise {bitwise}/{len(WAYS)}, changed way within 2e-5 {close}")
+        print(
+            f"\nR5 loads {len(WAYS) ** 2}, later losses within 2e-5 in all; unchanged way {bitwise}/{len(WAYS)} bitwise"
+        )

@@ -69,11 +69,12 @@ def test_export_from_runs(official: Any, tmp_path: Path) -> None:
     weights.save(objective, tmp_path / "done" / "weights")
     finished = export(tmp_path / "done", "timm", tmp_path / "a")
     going = tmp_path / "going"
-    state = {"step": 1, "objective": objective.training_state(), "optimizer": {}}
     (going / "checkpoints").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"no checkpoint yet"):
         export(going, "timm", tmp_path / "b")
-    Checkpoints(going / "checkpoints").save(1, state, {})
+    checkpoints = Checkpoints(going / "checkpoints")
+    checkpoints.save(1, {}, objective.student.state_dict(), {})
+    checkpoints.wait()
     (going / "config.yaml").write_text(objective.recipe.yaml(), encoding="utf-8")
     assert export(going, "timm", tmp_path / "b").difference == finished.difference
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
