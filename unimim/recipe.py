@@ -17,7 +17,7 @@ from .axes import HeadConfig, LossConfig, MaskConfig, NormConfig, StudentConfig,
 from .hooks import KINDS
 from .plain import MAX_CHARACTERS, MAX_DEPTH, read_yaml
 from .provenance import uncite
-from .registry import did_you_mean, plugins
+from .registry import ForeignError, did_you_mean, foreign_code, plugins
 from .schedule import Frozen, Optimization, Schedule
 
 Where = Literal["hidden", "visible", "all", "all+class", "image"]
@@ -323,8 +323,15 @@ def _read(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
         if not isinstance(data, dict):
             raise ValueError(f"{path} holds {type(data).__name__}, not the fields of a recipe")
         return data
-    function: Callable[[], Mapping[str, Any]] = plugins()["recipes"][str(source)]
-    return _read({"name": str(source), **function()})
+    name = str(source)
+    function: Callable[[], Mapping[str, Any]] = plugins()["recipes"][name]
+    try:
+        with foreign_code():
+            made = dict(function())
+    except ForeignError as error:
+        plugin = plugins()["recipes"].entries[name].plugin
+        raise ValueError(f"recipe {name!r} of plugin {plugin!r} cannot be made: {error}") from error
+    return _read({"name": name, **made})
 
 
 def _explain(item: Any, data: Mapping[str, Any]) -> str:
