@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "unimim"
-BASE = {"types", "schedule", "address", "world", "provenance", "hooks"}
+BASE = {"types", "schedule", "address", "world", "provenance", "plain", "hooks"}
 FAMILIES = {"students", "teachers", "norms", "heads", "losses", "masks", "views"}
 COMPOSED = BASE | {"registry", "axes", "layers", "recipe", "objective", "sampling"}
 JOINED = COMPOSED | FAMILIES | {"engine", "weights", "training"}
@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{family: {"axes", "layers", "registry", *BASE} for family in FAMILIES},
     "recipes": {"provenance"},
     "builtin": {"hooks", "recipes"},
-    "recipe": {"registry", "axes", "schedule", "provenance", "hooks"},
+    "recipe": {"registry", "axes", "schedule", "provenance", "plain", "hooks"},
     "sampling": {"recipe", "axes", "types", "address"},
     "objective": {"recipe", "axes", "layers", "registry", "types", "address"},
     "schema": {"registry", "recipe", "hooks"},

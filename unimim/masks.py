@@ -68,7 +68,7 @@ class Block(MaskSampler):
         count: int | None = Field(None, gt=0)
         exact: bool = False
         min_block: int = Field(16, gt=0)
-        min_aspect: float = Field(0.3, gt=0, le=1)
+        min_aspect: float = Field(0.3, ge=0.01, le=1)
 
         @model_validator(mode="after")
         def _one_of(self) -> Block.Config:
@@ -81,10 +81,11 @@ class Block(MaskSampler):
             num_tokens = grid[0] * grid[1]
             budget = self.count if self.ratio is None else int(num_tokens * self.ratio)
             if budget is None or not 0 < budget < num_tokens:
-                raise ValueError(f"hiding {budget} of {num_tokens} patches leaves nothing to hide or to see")
+                given = f"count {self.count}" if self.ratio is None else f"ratio {self.ratio}"
+                raise ValueError(f"{given}: hiding {budget} of {num_tokens} patches leaves nothing to hide or to see")
             if self.min_block > (grid[0] - 1) * (grid[1] - 1):
                 raise ValueError(
-                    f"blocks of {self.min_block} patches do not fit inside {grid[0]}x{grid[1]}; lower min_block"
+                    f"min_block: blocks of {self.min_block} patches do not fit inside {grid[0]}x{grid[1]}; lower min_block"
                 )
             return budget
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_serializer, model_validator
+from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
 
 from .axes import HeadConfig, LossConfig, MaskConfig, NormConfig, StudentConfig, TeacherConfig, ViewsConfig
 from .hooks import KINDS
+from .plain import MAX_CHARACTERS, MAX_DEPTH, read_yaml
 from .provenance import uncite
-from .registry import did_you_mean, plugins
+from .registry import ForeignError, did_you_mean, foreign_code, plugins
 from .schedule import Frozen, Optimization, Schedule
 
 Where = Literal["hidden", "visible", "all", "all+class", "image"]
@@ -65,11 +66,20 @@ class Recipe(Frozen):
     terms: dict[str, Term] = Field(min_length=1)
     reduction: Literal["tokens", "images"] = "tokens"
     optimization: Optimization
-    batch: int = Field(gt=0)
-    epochs: float = Field(gt=0)
+    batch: int = Field(gt=0, le=2**20)
+    epochs: float = Field(gt=0, le=1e6)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     provenance: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not (name.isprintable() and 0 < len(name.encode()) <= 128) or name.startswith(".") or {*name} & {*"/\\"}:
+            raise ValueError(
+                f"{name!r:.80} cannot name a folder; give 1 to 128 printable bytes, no slash, no dot first"
+            )
+        return name
 
     @model_validator(mode="before")
     @classmethod
@@ -251,10 +261,12 @@ def _parse(assignment: str, data: Mapping[str, Any]) -> tuple[list[str], Any]:
     if not equals or not key:
         raise ValueError(f"{assignment!r} is not key=value, e.g. student.depth=6")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{key}: {text!r} is not a YAML value ({str(error).splitlines()[0]})") from None
+        value = read_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{key:.80}: {text!r:.80} is not a YAML value ({error})") from None
     path, terms = key.split("."), data.get("terms")
+    if len(path) > MAX_DEPTH:
+        raise ValueError(f"{key:.80}: more than {MAX_DEPTH} levels deep")
     if path[0] == "mask":
         path[:1] = ["masks", "main"]
     if path[0] in Term.model_fields and isinstance(terms, dict) and len(terms) == 1:
@@ -283,7 +295,7 @@ def load(source: str | Path | Mapping[str, Any], assignments: Sequence[str] = ()
     where = str(source) if isinstance(source, str | Path) else "recipe"
     try:
         data, problems = _override(_read(source), assignments)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(where, [str(error)]) from None
     try:
         recipe = Recipe.model_validate(data)
@@ -304,14 +316,22 @@ def _read(source: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
         if not path.is_file():
             raise ValueError(f"no file {path}")
         try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not YAML: {error}") from None
+            with path.open(encoding="utf-8") as file:
+                data = read_yaml(file.read(MAX_CHARACTERS + 1))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a recipe in YAML: {error}") from None
         if not isinstance(data, dict):
             raise ValueError(f"{path} holds {type(data).__name__}, not the fields of a recipe")
         return data
-    function: Callable[[], Mapping[str, Any]] = plugins()["recipes"][str(source)]
-    return _read({"name": str(source), **function()})
+    name = str(source)
+    function: Callable[[], Mapping[str, Any]] = plugins()["recipes"][name]
+    try:
+        with foreign_code():
+            made = dict(function())
+    except ForeignError as error:
+        plugin = plugins()["recipes"].entries[name].plugin
+        raise ValueError(f"recipe {name!r} of plugin {plugin!r} cannot be made: {error}") from error
+    return _read({"name": name, **made})
 
 
 def _explain(item: Any, data: Mapping[str, Any]) -> str:

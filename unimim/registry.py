@@ -12,6 +12,9 @@ import importlib
 import importlib.util
 import os
 import re
+import reprlib
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -72,6 +75,44 @@ def foreign_code() -> Iterator[None]:
         raise ForeignError(f"{type(error).__name__}: {error}") from error
 
 
+class TooSlow(BaseException):
+    """A plugin took longer than it may; no Exception, so that it cannot be swallowed on the way."""
+
+
+def patience() -> float:
+    """Seconds a plugin may take to import, and each of its hooks to answer: UNIMIM_PLUGIN_SECONDS; 0 for no limit."""
+    text = os.environ.get("UNIMIM_PLUGIN_SECONDS", "60")
+    if not re.fullmatch(r"\d{1,6}(\.\d+)?", text):
+        raise ValueError(
+            f"UNIMIM_PLUGIN_SECONDS is {text!r}, not a number of seconds; unset it, or give 0 for no limit"
+        )
+    return float(text)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """TooSlow once `seconds` have passed (0: never).
+
+    The alarm rings in the main thread, so plugins are still imported there. There is no limit in other threads, where
+    somebody else's alarm is set, on systems without SIGALRM, and inside C code that does not return.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not (in_main and hasattr(signal, "setitimer")) or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def ring(number: int, frame: object) -> None:
+        raise TooSlow(f"not done after {seconds:g} seconds (UNIMIM_PLUGIN_SECONDS)")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One registered name and where it came from."""
@@ -107,11 +148,14 @@ class Entry:
         if self.kind not in AXES:
             return ""
         axis = AXES[self.kind]
-        bases = [base.__name__ for base in getattr(found, "__mro__", ()) if Component in base.__bases__]
+        bases = (
+            [base.__name__ for base in found.__mro__ if Component in base.__bases__] if isinstance(found, type) else []
+        )
         if bases != [axis]:
             return f"must be a subclass of unimim.{axis}"
         config = vars(found).get("Config")
-        names = config.model_fields["name"].default if config and issubclass(config, Component.Config) else None
+        linked = isinstance(config, type) and issubclass(config, Component.Config)
+        names = config.model_fields["name"].default if linked else None
         if names != self.name:
             says = f"has {names!r}" if isinstance(names, str) else "has none"
             return f"must have a Config(unimim.{axis}.Config) with name: Literal[{self.name!r}] = {self.name!r}, but {says}"
@@ -125,7 +169,8 @@ class Entry:
     def summary(self) -> str:
         """First line of the docstring, read without importing the module where that is possible."""
         if not isinstance(self.target, str):
-            return (self.target.__doc__ or "").strip().partition("\n")[0]
+            written = self.target.__doc__
+            return written.strip().partition("\n")[0] if isinstance(written, str) else ""
         module, _, attribute = self.target.partition(":")
         return _first_lines(module).get(attribute, "")
 
@@ -208,6 +253,7 @@ class Plugins:
     """Every registry, filled from the built-ins and then from each installed plugin, one by one under a guard."""
 
     def __init__(self) -> None:
+        self.patience = patience()
         self.loaded: list[Plugin] = []
         self.registries = {kind: Registry(kind, self.loaded) for kind in KINDS}
 
@@ -230,7 +276,7 @@ class Plugins:
                 problems.append(f"unknown hook {hook.name!r}{did_you_mean(hook.name, [f'unimim_{k}' for k in KINDS])}")
                 continue
             try:
-                with foreign_code():
+                with foreign_code(), time_limit(self.patience):
                     found = _mapping(hook())
             except ForeignError as error:
                 problems.append(f"{hook.name}: {error}")
@@ -247,7 +293,7 @@ class Plugins:
     def _add(self, entry: Entry) -> str:
         """Add an entry; the problem, if there is one."""
         registry = self.registries[entry.kind]
-        who = f"{registry.noun} {entry.name!r}"
+        who = f"{registry.noun} {_shown(entry.name)}"
         if not isinstance(entry.name, str):
             return f"{who}: a name is text"
         taken = registry.entries.get(entry.name)
@@ -258,7 +304,7 @@ class Plugins:
         else:
             misfit = entry.misfit(entry.target)
         if misfit:
-            return f"{who}: {entry.target!r:.60} {misfit}"
+            return f"{who}: {_shown(entry.target)} {misfit}"
         registry.entries[entry.name] = entry
         return ""
 
@@ -266,7 +312,7 @@ class Plugins:
         """Import one installed plugin and register it; an import error becomes its row."""
         file = _file(point)
         try:
-            with foreign_code():
+            with foreign_code(), time_limit(self.patience):
                 plugin = point.load()
         except ForeignError as error:
             self.loaded.append(Plugin(name, version, file, {}, str(error), traceback.format_exc()))
@@ -281,11 +327,19 @@ class Plugins:
         allowed = os.environ.get("UNIMIM_PLUGINS")
         names = None if allowed is None else {_canonical(name) for name in allowed.split(",")} - {"none", ""}
         installed = sorted((*_distribution(point), point) for point in entry_points(group=PROJECT))
+        found: set[str] = set()
         for name, version, point in installed:
-            if names is None or _canonical(name) in names:
+            called = {_canonical(name), _canonical(point.name)}
+            if names is None or called & names:
                 self.load_entry_point(point, name, version)
-        for name in sorted((names or set()) - {_canonical(name) for name, _, _ in installed}):
+            found |= called
+        for name in sorted((names or set()) - found):
             self.loaded.append(Plugin(name, "", "", {}, "UNIMIM_PLUGINS names it, but no such plugin is installed"))
+
+
+def _shown(value: object) -> str:
+    """A short repr, also of what cannot give its own."""
+    return f"{value!r:.60}" if isinstance(value, str | type) else reprlib.repr(value)
 
 
 def _hooks(plugin: object) -> list[pluggy.HookCaller]:
@@ -342,7 +396,7 @@ _live: Plugins | None = None
 
 
 def plugins() -> Plugins:
-    """The live registries. UNIMIM_PLUGINS=none, or a list of distributions, limits which plugins are imported.
+    """The live registries. UNIMIM_PLUGINS=none, or a list of distributions or entry points, limits what is imported.
 
     A plugin that asks while it is being loaded gets what is registered so far.
     """

@@ -50,7 +50,7 @@ class Optimization(Frozen):
     lr: float = Field(gt=0)
     lr_per_256: bool = False
     min_lr: float = Field(0.0, ge=0)
-    warmup_epochs: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(0.0, ge=0, le=1e6)
     warmup_includes_peak: bool = False
     weight_decay: float = Field(0.05, ge=0)
     no_decay: tuple[str, ...] = ()

@@ -44,8 +44,8 @@ class Crop(Views):
         def _ordered(self) -> Crop.Config:
             if not 0 < self.scale[0] <= self.scale[1] <= 1:
                 raise ValueError(f"scale must be 0 < low <= high <= 1, not {self.scale}")
-            if not 0 < self.ratio[0] <= self.ratio[1]:
-                raise ValueError(f"ratio must be 0 < low <= high, not {self.ratio}")
+            if not 0.01 <= self.ratio[0] <= self.ratio[1] <= 100:
+                raise ValueError(f"ratio must be 0.01 <= low <= high <= 100, not {self.ratio}")
             return self
 
     def sample(self, image: Tensor, rng: Rng, size: Size, renditions: Sequence[Rendition]) -> dict[str, View]:

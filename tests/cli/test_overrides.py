@@ -116,7 +116,7 @@ def test_a_variant_can_be_named() -> None:
         ("weight={start: 1, end: 0, unitl: 1}", "terms.mim.weight.unitl: unknown field, did you mean 'until'?"),
         ("batch=many", "batch: input should be a valid integer, unable to parse string as an integer, got 'many'"),
         ("student={name: vit, size: tiny, hue: 2}", "student.hue: unknown field; known: "),
-        ("epochs={", "epochs: '{' is not a YAML value (while parsing a flow node)"),
+        ("epochs={", "epochs: '{' is not a YAML value (line 1, column 2: while parsing a flow node;"),
         ("batch.size=2", "batch.size: 'batch' is a value and has no fields"),
         ("=2", "'=2' is not key=value, e.g. student.depth=6"),
     ],

@@ -13,7 +13,7 @@ import typer
 
 from ..hooks import KINDS
 from ..provenance import source_of, uncite
-from ..registry import Entry, Plugins, did_you_mean
+from ..registry import Entry, ForeignError, Plugins, did_you_mean, foreign_code
 from ..registry import plugins as live_plugins
 from .console import clean, emit, remark, say, show_card, show_table, table
 from .errors import Problems
@@ -79,10 +79,11 @@ def _rows(kind: str, registries: Plugins) -> list[dict[str, str]]:
 def _status(entry: Entry) -> str:
     """What a recipe says of itself, or that it cannot be read; without importing torch."""
     try:
-        data, _ = uncite(entry.load()())
-        return str(data.get("status", "unverified"))
-    except Exception as error:  # a plugin's code; its recipe must not hide the others
-        return f"broken ({type(error).__name__}: {error})"
+        with foreign_code():  # a plugin's recipe must not hide the others
+            data, _ = uncite(entry.load()())
+            return str(data.get("status", "unverified"))
+    except ForeignError as error:
+        return f"broken ({error})"
 
 
 def show(
@@ -197,7 +198,14 @@ def table1(
         say("; ".join(f"{symbol} {name}" for name, symbol in AXES.values()), "dim")
 
 
-plugins_app = typer.Typer(help="Show installed plugins, or begin a new one.", invoke_without_command=True)
+plugins_app = typer.Typer(
+    help="Show installed plugins, or begin a new one.",
+    epilog=(
+        "UNIMIM_PLUGINS=none imports no plugin; UNIMIM_PLUGINS=a,b only these, by the name of the distribution or of its "
+        "entry point. UNIMIM_PLUGIN_SECONDS (60) is how long each may take to import."
+    ),
+    invoke_without_command=True,
+)
 
 
 @plugins_app.callback()

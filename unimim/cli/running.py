@@ -50,6 +50,7 @@ Minutes = Annotated[float | None, typer.Option(metavar="X", help="Minutes betwee
 
 AGAIN = "the same command goes on from there"
 FROM_LAST = "the same command goes on from the last checkpoint"
+MAX_SEEDS = 1000
 
 
 def train(
@@ -246,20 +247,20 @@ def _recipes(problems: Problems, words: Sequence[str]) -> list[Recipe]:
         if called.count(name) > 1 or names.count(name) > 1:
             hint = f"unimim show {name} loss=l1 name=mine > mine.yaml"
             problems.add(f"{name!r} is compared twice; save a variant under a name: {hint}")
-        if name in called and Path(name).name != name:
-            problems.add(f"{name!r} cannot name a folder; change it with {name}:name=...")
     return found
 
 
 def _seeds(problems: Problems, text: str) -> tuple[int, ...]:
     """ "3" is 0, 1, 2; "0,4,7" is just these."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
-        problems.add(f"--seeds: {text!r} is neither a count, like 3, nor a list of different seeds, like 0,1,2")
+    numbers = [int(part) for part in parts if part.isdecimal() and len(part) <= 10]
+    if not parts or len(set(numbers)) < len(parts) or max(numbers) >= 2**32:
+        problems.add(f"--seeds: {text!r:.80} is neither a count, like 3, nor a list of different seeds, like 0,1,2")
         return ()
-    if "," not in text and int(text) < 1:
-        problems.add("--seeds: at least 1")
-    return tuple(map(int, parts)) if "," in text else tuple(range(int(text)))
+    if "," not in text and not 1 <= numbers[0] <= MAX_SEEDS:
+        problems.add(f"--seeds: 1 to {MAX_SEEDS}; a list, like 0,1,2, names them")
+        return ()
+    return tuple(numbers) if "," in text else tuple(range(numbers[0]))
 
 
 def _show_plan(jobs: Sequence[Job]) -> None:

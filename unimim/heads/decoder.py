@@ -26,17 +26,17 @@ class Decoder(Head):
         """The defaults are MAE's for every encoder size."""
 
         name: Literal["decoder"] = "decoder"
-        dim: int = Field(512, gt=0)
-        depth: int = Field(8, ge=0)
-        num_heads: int = Field(16, gt=0)
-        mlp_ratio: float = Field(4.0, gt=0)
+        dim: int = Field(512, gt=0, le=2**16)
+        depth: int = Field(8, ge=0, le=1024)
+        num_heads: int = Field(16, gt=0, le=2**16)
+        mlp_ratio: float = Field(4.0, gt=0, le=64)
         eps: float = Field(1e-6, gt=0)
 
         @model_validator(mode="after")
         def _divides(self) -> Decoder.Config:
             if self.dim % self.num_heads or self.dim % 4:
                 raise ValueError(
-                    f"dim {self.dim} must divide into {self.num_heads} heads and into 4 (sin-cos positions)"
+                    f"dim {self.dim} must divide into num_heads {self.num_heads} and into 4 (sin-cos positions)"
                 )
             return self
 

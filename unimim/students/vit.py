@@ -16,6 +16,8 @@ from ..layers.blocks import Block, QkvBias, init_truncated, init_xavier, truncat
 from ..layers.positions import RelativePositionBias, sincos_2d
 from ..types import Encoded, Geometry, Mask, Size, Tap, View, gather
 
+MAX_SIDE, MAX_TOKENS = 2**13, 2**16
+"""Pixels, and patches of the grid: beyond any use, and before the memory is."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES: Mapping[str, Mapping[str, int]] = {
     "micro": {"dim": 128, "depth": 6, "num_heads": 4},
@@ -45,18 +47,18 @@ class ViT(Student):
         name: Literal["vit"] = "vit"
         image_size: int | Size = 224
         patch_size: int | Size = 16
-        channels: int = Field(3, gt=0)
-        dim: int = Field(768, gt=0)
-        depth: int = Field(12, gt=0)
-        num_heads: int = Field(12, gt=0)
-        mlp_ratio: float = Field(4.0, gt=0)
+        channels: int = Field(3, gt=0, le=1024)
+        dim: int = Field(768, gt=0, le=2**16)
+        depth: int = Field(12, gt=0, le=1024)
+        num_heads: int = Field(12, gt=0, le=2**16)
+        mlp_ratio: float = Field(4.0, gt=0, le=64)
         masking: Literal["replace", "drop", "none"] = "replace"
         positions: Literal["learned", "sincos", "none"] = "learned"
         relative_positions: Literal["none", "shared", "per_block"] = "none"
         layer_scale: float | None = Field(None, gt=0)
         qkv_bias: QkvBias = "qkv"
         class_token: bool = True
-        num_registers: int = Field(0, ge=0)
+        num_registers: int = Field(0, ge=0, le=1024)
         final_norm: bool = True
         eps: float = Field(1e-6, gt=0)
         drop_path: float = Field(0.0, ge=0, lt=1)
@@ -78,17 +80,20 @@ class ViT(Student):
         @model_validator(mode="after")
         def _divides(self) -> ViT.Config:
             (height, width), (rows, columns) = _pair(self.image_size), _pair(self.patch_size)
-            if min(rows, columns) < 1 or height % rows or width % columns or min(height, width) < 1:
+            sides = f"image_size {height}x{width}, patch_size {rows}x{columns}"
+            if not 1 <= min(rows, columns, height, width) <= max(rows, columns, height, width) <= MAX_SIDE:
+                raise ValueError(f"{sides}: each side is 1 to {MAX_SIDE} pixels")
+            if height % rows or width % columns:
                 nearest = max(rows, round(height / rows) * rows), max(columns, round(width / columns) * columns)
-                raise ValueError(
-                    f"image_size {height}x{width} is not whole patches of {rows}x{columns}; nearest {nearest}"
-                )
+                raise ValueError(f"{sides}: the image is not whole patches; nearest image_size {list(nearest)}")
+            if (height // rows) * (width // columns) > MAX_TOKENS:
+                raise ValueError(f"{sides}: more than {MAX_TOKENS} patches")
             if self.dim % self.num_heads:
-                raise ValueError(f"dim {self.dim} does not divide into {self.num_heads} heads")
+                raise ValueError(f"dim {self.dim} does not divide into num_heads {self.num_heads}")
             if self.positions == "sincos" and self.dim % 4:
                 raise ValueError(f"positions: sincos needs dim divisible by 4, not {self.dim}")
             if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
-                raise ValueError(f"mean and std need {self.channels} numbers each, std positive")
+                raise ValueError(f"mean and std need channels: {self.channels} numbers each, std positive")
             return self
 
         @property

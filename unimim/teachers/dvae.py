@@ -102,9 +102,9 @@ class DVae(Teacher):
 
         name: Literal["dvae"] = "dvae"
         weights: str | None = None
-        vocab_size: int = Field(8192, gt=1)
-        num_hidden: int = Field(256, ge=4, multiple_of=4)
-        blocks_per_group: int = Field(2, gt=0)
+        vocab_size: int = Field(8192, gt=1, le=2**20)
+        num_hidden: int = Field(256, ge=4, le=2**16, multiple_of=4)
+        blocks_per_group: int = Field(2, gt=0, le=1024)
         precision: Literal["float32", "bfloat16"] = "float32"
 
         @property

@@ -72,11 +72,11 @@ class KMeans(Teacher):
 
         name: Literal["kmeans"] = "kmeans"
         teacher: TeacherConfig
-        num_codes: int = Field(8192, gt=1)
+        num_codes: int = Field(8192, gt=1, le=2**20)
         normalize: bool = False
-        iterations: int = Field(20, ge=0)
+        iterations: int = Field(20, ge=0, le=10_000)
         max_tokens: int = Field(262144, gt=1, le=2**24)
-        seed: int = 0
+        seed: int = Field(0, ge=0, lt=2**32)
 
         @field_validator("teacher")
         @classmethod

@@ -40,7 +40,7 @@ class OpenClip(Teacher):
         model: str = "ViT-B-16-quickgelu"
         pretrained: str | None = "openai"
         feature: Literal["normed", "projected", "raw", "mean"] = "normed"
-        last: int = Field(1, ge=1)
+        last: int = Field(1, ge=1, le=1024)
         layer_norm_each: bool = False
         precision: Literal["float32", "bfloat16"] = "float32"
 

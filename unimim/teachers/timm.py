@@ -54,7 +54,7 @@ class Timm(Teacher):
         checkpoint: str | None = None
         feature: Literal["normed", "raw", "mean"] = "normed"
         block: int = -1
-        last: int = Field(1, ge=1)
+        last: int = Field(1, ge=1, le=1024)
         layer_norm_each: bool = False
         precision: Literal["float32", "bfloat16"] = "float32"
 
