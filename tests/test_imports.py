@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "unimim"
 BASE = {"types", "schedule", "address", "world", "provenance", "hooks"}
 FAMILIES = {"students", "teachers", "norms", "heads", "losses", "masks", "views"}
-COMPOSED = BASE | {"registry", "axes", "layers", "recipe", "objective", "sampling"}
+COMPOSED = BASE | {"registry", "axes", "layers", "recipe", "drift", "objective", "sampling"}
 JOINED = COMPOSED | FAMILIES | {"engine", "weights", "training"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in BASE},
@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipes": {"provenance"},
     "builtin": {"hooks", "recipes"},
     "recipe": {"registry", "axes", "schedule", "provenance", "hooks"},
+    "drift": {"recipe"},
     "sampling": {"recipe", "axes", "types", "address"},
     "objective": {"recipe", "axes", "layers", "registry", "types", "address"},
     "schema": {"registry", "recipe", "hooks"},

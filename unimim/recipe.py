@@ -254,12 +254,17 @@ def _parse(assignment: str, data: Mapping[str, Any]) -> tuple[list[str], Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{key}: {text!r} is not a YAML value ({str(error).splitlines()[0]})") from None
+    return full_path(key, data).split("."), value
+
+
+def full_path(key: str, data: Mapping[str, Any]) -> str:
+    """The dotted path in `data` that `key` is short for: loss is terms.mim.loss where mim is the only term."""
     path, terms = key.split("."), data.get("terms")
     if path[0] == "mask":
         path[:1] = ["masks", "main"]
     if path[0] in Term.model_fields and isinstance(terms, dict) and len(terms) == 1:
         path[:0] = ["terms", next(iter(terms))]
-    return path, value
+    return ".".join(path)
 
 
 def _assign(data: dict[str, Any], path: Sequence[str], value: Any) -> None:

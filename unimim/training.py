@@ -8,7 +8,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,27 @@ import torch
 
 from . import weights
 from .axes import Student
-from .engine.checkpoint import write_text
+from .drift import differences, refused
+from .engine.checkpoint import Checkpoints, write_text
 from .engine.data.sources import ImageSource, in_memory, open_source
 from .engine.distributed import process_group
 from .engine.log import Log
 from .engine.loop import Outcome, train
 from .engine.run import Plan, Run
 from .objective import Objective
-from .recipe import DESCRIPTION, Recipe
+from .recipe import Recipe
 from .registry import plugins
 from .sampling import Sampling
 from .world import rank, world_size
 
 
-def train_recipe(recipe: Recipe, data: str, run: Run, cached: bool = False, quiet: bool = False) -> Outcome:
+def train_recipe(
+    recipe: Recipe, data: str, run: Run, cached: bool = False, quiet: bool = False, allowed: Sequence[str] = ()
+) -> Outcome:
     """Train `recipe` on the training images of `data`; a run folder that holds a part of it is continued.
 
-    cached: keep decoded images in memory. Leaves run.json, config.yaml, metrics.jsonl, checkpoints/ and, when done,
+    cached: keep decoded images in memory.  allowed: fields of the recipe that may differ from those the folder was begun
+    with; the new values count from there on. Leaves run.json, config.yaml, metrics.jsonl, checkpoints/ and, when done,
     weights/. Raises ValueError if the folder holds another recipe or other data, with the differences.
     """
     source = open_source(data, "train")
@@ -41,7 +46,7 @@ def train_recipe(recipe: Recipe, data: str, run: Run, cached: bool = False, quie
     with process_group(run.device) as device:
         plan = plan_of(recipe, source)
         record = describe(recipe, data, source, run)
-        claim(run.out, record)
+        claim(run.out, record, plan.total_steps, allowed)
         objective = build(recipe)
         sampling = Sampling(recipe, objective.student.geometry, objective.renditions)
         with Log(run.out, recipe.name, plan.total_steps, plan.batch, quiet) as log:
@@ -93,20 +98,34 @@ def describe(recipe: Recipe, data: str, source: ImageSource, run: Run) -> dict[s
     }
 
 
-def claim(folder: Path, record: dict[str, Any]) -> None:
-    """Rank 0: write run.json into an empty folder, or check that the folder holds the same recipe and data."""
+def claim(folder: Path, record: dict[str, Any], total_steps: int, allowed: Sequence[str] = ()) -> dict[str, Any]:
+    """Rank 0: write run.json into an empty folder, or check that the folder holds the same recipe and data.
+
+    The run.json that was there before; {} if none. What `held` lets change is added to `changed` of the new one.
+    """
     if rank() != 0:
-        return
-    before = held(folder, record["recipe"], record["data"])
+        return {}
+    before = held(folder, record["recipe"], record["data"], allowed, total_steps)
     record["seconds"] = before.get("seconds", 0.0)
+    changes = differences(before["recipe"], record["recipe"]) if before else []
+    step = last_step(folder)
+    record["changed"] = [*before.get("changed", []), *({**asdict(change), "at_step": step} for change in changes)]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "run.json", json.dumps(record, indent=1))
     write_text(folder / "config.yaml", Recipe.model_validate(record["recipe"]).yaml())
+    return before
 
 
-def held(folder: Path, recipe: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def held(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    data: Mapping[str, Any],
+    allowed: Sequence[str] = (),
+    total_steps: int | None = None,
+) -> dict[str, Any]:
     """run.json of a folder that holds a part of the run of `recipe` on `data`; {} of one that holds no run.
 
+    allowed: fields of the recipe that may differ, of those that can.  total_steps: where the recipe ends now.
     Raises ValueError if it holds another run, with the differences, or files that a run would overwrite.
     """
     path = folder / "run.json"
@@ -119,14 +138,26 @@ def held(folder: Path, recipe: Mapping[str, Any], data: Mapping[str, Any]) -> di
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         changes = differences(before["recipe"], recipe)
         other_images = before["data"]["fingerprint"] != data["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); use another folder") from None
+    problems = refused(changes, allowed, recipe)
     if other_images:
-        changes.append(f"data: {before['data']['spec']} -> {data['spec']} (other images)")
-    if changes:
-        listed = "\n  ".join(changes)
+        problems.append(f"data: {before['data']['spec']} -> {data['spec']} (other images)")
+    if problems:
+        listed = "\n  ".join(problems)
         raise ValueError(f"{folder} holds another run; use another folder, or undo these changes:\n  {listed}")
+    if changes and total_steps is not None and last_step(folder) >= total_steps:
+        raise ValueError(
+            f"{folder} stands at step {last_step(folder)}, and with these changes the run ends at step {total_steps}, so "
+            f"nothing is left to train with them; raise epochs, or use another folder"
+        )
     return before
+
+
+def last_step(folder: Path) -> int:
+    """Steps in the newest checkpoint of a run folder; 0 if there is none."""
+    newest = next(iter(Checkpoints(folder / "checkpoints").paths()), None)
+    return int(newest.name.removeprefix("step-")) if newest else 0
 
 
 def data_record(spec: str, source: ImageSource) -> dict[str, Any]:
@@ -136,14 +167,6 @@ def data_record(spec: str, source: ImageSource) -> dict[str, Any]:
 
 def finish(folder: Path, record: dict[str, Any]) -> None:
     write_text(folder / "run.json", json.dumps(record, indent=1))
-
-
-def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """`path: old -> new` for every leaf of two recipes' data that differs, descriptions aside."""
-    if not (isinstance(before, dict) and isinstance(after, dict)):
-        return [] if before == after else [f"{path}: {before} -> {after}"]
-    keys = [key for key in dict.fromkeys([*before, *after]) if path or key not in DESCRIPTION]
-    return [line for key in keys for line in differences(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))]
 
 
 def _greet(log: Log, recipe: Recipe, plan: Plan, run: Run, source: ImageSource) -> None:

@@ -68,6 +68,14 @@ def train(
     skip_bad_images: SkipBad = False,
     log_every: LogEvery = None,
     checkpoint_minutes: Minutes = None,
+    allow_changed: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH,...",
+            help="Fields that may differ from the run in --out; theirs is the new value.",
+            show_default=False,
+        ),
+    ] = "",
     dry_run: DryRun = False,
 ) -> None:
     """Train one recipe, or go on where it was stopped.
@@ -84,9 +92,10 @@ def train(
     options: dict[str, Any] = {"micro_batch": micro_batch, "workers": workers, "device": device}
     options |= {"log_every": log_every, "checkpoint_minutes": checkpoint_minutes}
     run = run_options(problems, out, procs, compile=compile_blocks, skip_bad_images=skip_bad_images, **options)
+    allowed = [path.strip() for path in allow_changed.split(",") if path.strip()]
     job = None
     if found and source and run and out:
-        job = make_job(problems, found, data, source, run, int(os.environ.get("WORLD_SIZE", max(procs, 1))))
+        job = make_job(problems, found, data, source, run, int(os.environ.get("WORLD_SIZE", max(procs, 1))), allowed)
     problems.refuse()
     assert job is not None
     if dry_run:
@@ -96,15 +105,15 @@ def train(
     elif procs > 1:
         _launch(procs, sys.argv[1:])
     else:
-        _train(job, in_memory)
+        _train(job, in_memory, allowed)
 
 
-def _train(job: Job, in_memory: bool) -> None:
+def _train(job: Job, in_memory: bool, allowed: Sequence[str]) -> None:
     from ..training import train_recipe
 
     try:
         with run_errors(f"what is saved in {job.run.out} stays; {AGAIN}"):
-            outcome = train_recipe(job.recipe, job.data, job.run, in_memory)
+            outcome = train_recipe(job.recipe, job.data, job.run, in_memory, allowed=allowed)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped at once; {FROM_LAST}") from None
     if outcome.status == "preempted":  # the log has said so

@@ -12,21 +12,35 @@ from ..schedule import Optimization
 
 
 def parameter_groups(module: nn.Module, policy: Optimization, depth_of: Callable[[str], int]) -> list[dict[str, Any]]:
-    """Groups of trainable parameters that share weight decay and rate scale (`layer_decay` ** depth)."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    """Groups of trainable parameters that share weight decay and rate scale (`layer_decay` ** depth).
+
+    Which parameters make a group does not depend on the value of weight_decay: a checkpoint holds moments by group.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         plain = parameter.ndim <= 1 or name.endswith(".bias") or name.rpartition(".")[2] in policy.no_decay
         scale = 1.0 if policy.layer_decay is None else policy.layer_decay ** depth_of(name)
-        groups.setdefault((0.0 if plain else policy.weight_decay, scale), []).append(parameter)
-    return [{"params": p, "weight_decay": decay, "rate_scale": scale} for (decay, scale), p in groups.items()]
+        groups.setdefault((plain, scale), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": 0.0 if plain else policy.weight_decay, "rate_scale": scale}
+        for (plain, scale), parameters in groups.items()
+    ]
 
 
 def adamw(module: nn.Module, policy: Optimization, depth_of: Callable[[str], int]) -> torch.optim.AdamW:
-    """AdamW over those groups, fused."""
+    """AdamW over those groups, fused. A state loaded into it brings its moments; rates, betas, eps and decay stay the policy's."""
     groups = parameter_groups(module, policy, depth_of)
-    return torch.optim.AdamW(groups, lr=policy.lr, betas=policy.betas, eps=policy.eps, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=policy.lr, betas=policy.betas, eps=policy.eps, fused=True)
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+    def keep_policy(loaded: torch.optim.Optimizer) -> None:
+        for group, values in zip(loaded.param_groups, own, strict=True):
+            group.update(values)
+
+    optimizer.register_load_state_dict_post_hook(keep_policy)
+    return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
