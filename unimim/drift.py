@@ -73,7 +73,7 @@ def refused(changes: Sequence[Change], allowed: Sequence[str], recipe: Mapping[s
 
 def undone(recipe: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The data of the recipe before `changes` (as run.json records them, oldest first)."""
-    data = _copy(recipe)
+    data: dict[str, Any] = _copy(recipe)
     for change in reversed(changes):
         *parents, name = change["path"].split(".")
         node = data

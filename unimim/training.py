@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,11 +48,16 @@ def train_recipe(
     with process_group(run.device) as device:
         plan = plan_of(recipe, source)
         record = describe(recipe, data, source, run)
-        claim(run.out, record, plan.total_steps, allowed)
+        before = claim(run.out, record, plan.total_steps, allowed)
         objective = build(recipe)
         sampling = Sampling(recipe, objective.student.geometry, objective.renditions)
-        with Log(run.out, recipe.name, plan.total_steps, plan.batch, quiet) as log:
+        loggers = [plugins()["loggers"][name]() for name in run.loggers] if rank() == 0 else []
+        with Log(run.out, recipe.name, plan.total_steps, plan.batch, quiet, loggers, record) as log:
             _greet(log, recipe, plan, run, source)
+            for line in (
+                [*differences(before["recipe"], record["recipe"]), *environment(before, record)] if before else []
+            ):
+                log.say(f"changed since it was begun: {line}")
             started = time.time()
             outcome = train(objective, source, sampling, plan, run, device, log, {"hash": recipe.hash})
         if rank() == 0:
@@ -78,8 +85,10 @@ def plan_of(recipe: Recipe, source: ImageSource) -> Plan:
 
 
 def describe(recipe: Recipe, data: str, source: ImageSource, run: Run) -> dict[str, Any]:
-    """run.json: what ran, on what, with what."""
-    packages = ["torch", "torchvision", "timm", "open_clip_torch", "pydantic", "numpy", "pillow"]
+    """run.json: what ran, on what, with what.
+
+    git: commit of the working folder.  source: that of unimim's own files, where they are a checkout.
+    """
     return {
         "recipe": recipe.data(),
         "hash": recipe.hash,
@@ -89,13 +98,32 @@ def describe(recipe: Recipe, data: str, source: ImageSource, run: Run) -> dict[s
         "world_size": world_size(),
         "threads": torch.get_num_threads(),
         "command": shlex.join(["unimim", *sys.argv[1:]]),
-        "versions": {"unimim": version("unimim"), "python": platform.python_version()}
-        | {package: version(package) for package in packages},
+        "versions": _versions(run.device),
         "plugins": {plugin.name: plugin.version for plugin in plugins().loaded},
-        "hardware": {"machine": platform.machine(), "device": _device_name(run.device)},
-        "git": _git(),
+        "hardware": _hardware(run.device),
+        "git": _git(Path()),
+        "source": _git(Path(__file__).parent) if _tracked(Path(__file__)) else None,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "status": "running",
     }
+
+
+def environment(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`what: recorded -> now` for everything around the recipe that differs between two run.json."""
+
+    def flat(record: Mapping[str, Any]) -> dict[str, Any]:
+        found = {"images": record["data"]["fingerprint"], "compile": record["run"]["compile"]}
+        found |= {key: record.get(key) for key in ("threads", "world_size")}
+        for part in ("versions", "hardware", "plugins", "git", "source"):
+            found |= {f"{part} {name}": value for name, value in (record.get(part) or {}).items()}
+        return found
+
+    before, after = flat(recorded), flat(now)
+    return [
+        f"{what}: {before.get(what)} -> {after.get(what)}"
+        for what in dict.fromkeys([*before, *after])
+        if before.get(what) != after.get(what)
+    ]
 
 
 def claim(folder: Path, record: dict[str, Any], total_steps: int, allowed: Sequence[str] = ()) -> dict[str, Any]:
@@ -180,15 +208,48 @@ def _greet(log: Log, recipe: Recipe, plan: Plan, run: Run, source: ImageSource) 
     )
 
 
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "pydantic", "numpy", "pillow", "safetensors", "pluggy")
 
 
-def _git() -> dict[str, Any] | None:
-    """Commit and dirtiness of the working folder; None outside a repository."""
+def _versions(device: str) -> dict[str, str]:
+    found = {"unimim": version("unimim"), "python": platform.python_version()}
+    found |= {package: version(package) for package in PACKAGES}
+    if device.startswith("cuda"):
+        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    return found
+
+
+def _hardware(device: str) -> dict[str, str]:
+    cuda = device.startswith("cuda")
+    found = {"machine": platform.machine(), "system": platform.platform(), "processors": str(os.cpu_count())}
+    found["device"] = torch.cuda.get_device_name() if cuda else _processor()
+    found["matmul"] = torch.get_float32_matmul_precision()
+    return found | ({"devices": str(torch.cuda.device_count())} if cuda else {})
+
+
+def _processor() -> str:
+    """Its model, which decides the kernels and with them the last bits."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return model or platform.processor() or platform.machine()
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Commit and dirtiness of a folder; None outside a repository."""
+    commit, status = _ask_git(folder, "rev-parse", "HEAD"), _ask_git(folder, "status", "--porcelain")
+    return None if commit is None or status is None else {"commit": commit.strip(), "dirty": bool(status)}
+
+
+def _tracked(file: Path) -> bool:
+    return _ask_git(file.parent, "ls-files", "--error-unmatch", file.name) is not None
+
+
+def _ask_git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"commit": commit, "dirty": bool(status)}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..registry import plugins
 from .errors import Problems
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ def run_options(problems: Problems, out: Path | None, procs: int, **options: Any
         for item in error.errors():
             name = str(item["loc"][0]).replace("_", "-")
             problems.add(f"--{name}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']}")
+    for name in given.get("loggers", ()):
+        with problems.of("--logger"):
+            plugins()["loggers"][name]()
     if procs < 1:
         problems.add(f"--procs: at least 1, got {procs}")
     try:

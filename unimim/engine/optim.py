@@ -30,7 +30,7 @@ def parameter_groups(module: nn.Module, policy: Optimization, depth_of: Callable
 
 
 def adamw(module: nn.Module, policy: Optimization, depth_of: Callable[[str], int]) -> torch.optim.AdamW:
-    """AdamW over those groups, fused. A state loaded into it brings its moments; rates, betas, eps and decay stay the policy's."""
+    """AdamW over those groups, fused. A loaded state brings its moments; rates, betas, eps and decay stay the policy's."""
     groups = parameter_groups(module, policy, depth_of)
     optimizer = torch.optim.AdamW(groups, lr=policy.lr, betas=policy.betas, eps=policy.eps, fused=True)
     own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]

@@ -19,7 +19,7 @@ class Run(Frozen):
     out: run folder.  micro_batch: images a process takes at once (None: its whole share of the batch).
     workers: loader processes for each training process.  checkpoint_minutes: time between checkpoints; the last `keep`
     stay.  stop_after: stop at this step as if interrupted.  skip_bad_images: replace unreadable images by the next one and
-    list them, instead of stopping.
+    list them, instead of stopping.  loggers: names of where scalars go beside metrics.jsonl.
     """
 
     out: Path
@@ -32,6 +32,7 @@ class Run(Frozen):
     log_every: int = Field(20, gt=0)
     stop_after: int | None = Field(None, gt=0)
     skip_bad_images: bool = False
+    loggers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
