@@ -12,32 +12,34 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "unimim"
-BASE = {"types", "schedule", "address", "world", "provenance", "plain", "hooks"}
+BASE = {"types", "schedule", "address", "world", "provenance", "plain", "hooks", "loggers"}
 FAMILIES = {"students", "teachers", "norms", "heads", "losses", "masks", "views"}
-COMPOSED = BASE | {"registry", "axes", "layers", "recipe", "objective", "sampling"}
+COMPOSED = BASE | {"registry", "axes", "layers", "recipe", "drift", "objective", "sampling"}
 JOINED = COMPOSED | FAMILIES | {"engine", "weights", "training"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in BASE},
-    "registry": {"schedule", "hooks"},
+    "registry": {"schedule", "hooks", "loggers"},
     "axes": {"registry", "types", "schedule"},
     "layers": {"types"},
     **{family: {"axes", "layers", "registry", *BASE} for family in FAMILIES},
     "recipes": {"provenance"},
     "builtin": {"hooks", "recipes"},
     "recipe": {"registry", "axes", "schedule", "provenance", "plain", "hooks"},
+    "drift": {"recipe"},
     "sampling": {"recipe", "axes", "types", "address"},
     "objective": {"recipe", "axes", "layers", "registry", "types", "address"},
     "schema": {"registry", "recipe", "hooks"},
     "scaffold": {"registry"},
-    "engine": {"types", "schedule", "world", "address"},
+    "engine": {"types", "schedule", "world", "address", "loggers"},
     "weights": COMPOSED | {"engine"},
     "training": COMPOSED | {"engine", "weights"},
+    "replay": COMPOSED | {"engine", "training"},
     "evaluation": COMPOSED | {"engine", "views"},
     "importers": JOINED,
     "report": set(),
     "comparison": JOINED | {"evaluation", "report"},
     "testing": COMPOSED,
-    "cli": JOINED | {"evaluation", "report", "comparison", "importers", "schema", "scaffold"},
+    "cli": JOINED | {"evaluation", "report", "comparison", "importers", "schema", "scaffold", "replay"},
     "__main__": {"cli"},
 }
 """What each module or folder of unimim may import of the others; itself, and the version, always."""

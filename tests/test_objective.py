@@ -13,8 +13,9 @@ from torch import Tensor
 from unimim import Batch, Encoded, Loss, Mask, MaskSampler, Objective, Progress, Query, Sampling, Target, load
 from unimim.address import uniform
 from unimim.heads.fc import FC
+from unimim.objective import target_health
 from unimim.teachers.pixel import Pixel
-from unimim.types import View, gather
+from unimim.types import TargetSpec, View, gather
 
 STUDENT = {"name": "vit", "image_size": (16, 24), "patch_size": 4, "dim": 8, "depth": 2, "num_heads": 2}
 DROP = STUDENT | {"masking": "drop"}
@@ -447,3 +448,42 @@ def test_training_state_comes_back_and_names_what_does_not_fit() -> None:
     }
     with pytest.raises(ValueError, match=r"missing \['student.norm.weight'\], unexpected \['student.extra'\]"):
         other.load_training_state(broken)
+
+
+# Health
+
+
+def test_health_is_the_mean_and_the_variance_of_each_channel_over_all_tokens() -> None:
+    objective = build(norm="layer")
+    batch = draw(objective)
+    assert objective.health == {}
+    objective(batch)
+    dense = objective.predictions(batch)["mim"][0].dense.double().flatten(0, 1)
+    variance = dense.var(0, correction=0)
+    expected = {"mean": dense.mean(), "variance": variance.mean(), "variance_min": variance.min()}
+    expected["variance_max"] = variance.max()
+    assert {*objective.health} == {f"target/mim/{name}" for name in expected}
+    for name, value in expected.items():
+        seen = objective.health[f"target/mim/{name}"]
+        assert (seen.shape, seen.requires_grad) == ((), False)
+        assert seen.item() == pytest.approx(value.item(), abs=1e-6), name
+
+
+def test_health_shows_a_collapsed_target() -> None:
+    same = torch.randn(1, 1, 8).expand(4, 6, 8)
+    found = target_health(same, TargetSpec(8))
+    assert found["variance_max"].item() == pytest.approx(0, abs=1e-12)
+    assert target_health(torch.zeros(4, 6, dtype=torch.int64), TargetSpec(16, discrete=True))["perplexity"] == 1
+
+
+def test_health_of_ids_counts_those_in_use() -> None:
+    ids = torch.tensor([[0, 0, 5, 5], [9, 9, 9, 9]])
+    found = target_health(ids, TargetSpec(16, discrete=True))
+    assert found["used"].item() == pytest.approx(3 / 16)
+    assert found["perplexity"].item() == pytest.approx(2**1.5)
+
+
+def test_health_of_a_differentiable_target_holds_no_graph() -> None:
+    objective = build(teacher={"name": "self", "weights": "live", "differentiable_target": True})
+    objective(draw(objective))["loss"].backward()
+    assert all(not value.requires_grad for value in objective.health.values())

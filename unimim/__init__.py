@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "hookimpl": "hooks",
     "plugins": "registry",
+    "Logger": "loggers",
     "Component": "registry",
     "Teacher": "axes",
     "Norm": "axes",
@@ -49,6 +50,7 @@ __all__ = [
     "Encoded",
     "Geometry",
     "Head",
+    "Logger",
     "Loss",
     "Mask",
     "MaskSampler",
@@ -81,6 +83,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .axes import Head, Loss, MaskSampler, Norm, Student, Teacher, Views
     from .hooks import hookimpl
+    from .loggers import Logger
     from .objective import Objective
     from .provenance import official, ours, paper
     from .recipe import Recipe, RecipeError, Term, load

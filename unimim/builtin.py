@@ -81,3 +81,8 @@ def unimim_importers() -> Mapping[str, str]:
         "beit": "unimim.importers.beit:BEiT",
         "data2vec": "unimim.importers.data2vec:Data2vec",
     }
+
+
+@hookimpl
+def unimim_loggers() -> Mapping[str, str]:
+    return {"tensorboard": "unimim.loggers:TensorBoard"}

@@ -18,7 +18,7 @@ AXES = {
     "views": "Views",
 }
 """The base class in `unimim` of each kind of component."""
-KINDS = (*AXES, "recipes", "importers")
+KINDS = (*AXES, "recipes", "importers", "loggers")
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -72,4 +72,9 @@ class Hooks:
     @hookspec
     def unimim_importers(self) -> Mapping[str, Target]:
         """Importers of official checkpoints: subclasses of `unimim.importers.Importer`."""
+        raise AssertionError("a hook specification is never called")
+
+    @hookspec
+    def unimim_loggers(self) -> Mapping[str, Target]:
+        """Where scalars go beside metrics.jsonl: subclasses of `unimim.Logger`."""
         raise AssertionError("a hook specification is never called")

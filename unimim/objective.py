@@ -14,7 +14,7 @@ from .axes import Head, Loss, Norm, Student, Teacher
 from .layers.blocks import Block
 from .recipe import Recipe, Term, Where, hides
 from .registry import Component
-from .types import Batch, Encoded, Mask, Progress, Query, Rendition, Target, View, gather
+from .types import Batch, Encoded, Mask, Progress, Query, Rendition, Target, TargetSpec, View, gather
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class Objective(nn.Module):
         self.hides = {view: hides(mask, recipe.student) for view, mask in recipe.masks.items()}
         self.taps = tuple(dict.fromkeys(tap for term in recipe.terms.values() for tap in term.head.taps))
         self.progress = Progress(0, 1, 1)
+        self.health: dict[str, Tensor] = {}
+        """Scalars of the last forward's targets, "target/<term>/<what>", detached, on the device; see `target_health`."""
 
     @property
     def terms(self) -> Mapping[str, Branch]:
@@ -108,6 +110,11 @@ class Objective(nn.Module):
         """
         own = self.count(batch) if totals is None else totals
         predictions = self.predictions(batch)
+        self.health = {
+            f"target/{name}/{what}": value
+            for name, branch in self.terms.items()
+            for what, value in target_health(predictions[name][0].dense, branch.teacher[0].spec).items()
+        }
         counts = own.clamp_min(torch.finfo(own.dtype).tiny)  # nothing asked, nothing lost: 0, not 0 / 0
         losses = {name: self._reduce(name, predictions[name]) / counts[i] for i, name in enumerate(self.branches)}
         weights = {name: term.weight(self.progress.fraction) for name, term in self.recipe.terms.items()}
@@ -252,6 +259,27 @@ class Objective(nn.Module):
             return distances.sum()
         counts = distances.shape[1] if valid is None else valid.sum(1)
         return (distances.sum(1) / torch.as_tensor(counts).clamp_min(1)).sum()
+
+
+@torch.no_grad()
+def target_health(dense: Tensor, spec: TargetSpec) -> dict[str, Tensor]:
+    """Scalars that show a target which says the same of every patch; nothing here waits for the device.
+
+    dense (B, N, dim), normalized: the mean, and over the channels the mean, least and greatest of the variance over all
+    B N tokens (biased); variances near 0 are a collapse. ids (B, N): used = distinct ids / dim, and the perplexity
+    exp(-sum_k p_k log p_k) of the shares p of the ids; perplexity 1 is a collapse.
+    """
+    if spec.discrete:
+        ids = dense.flatten()
+        counts = torch.zeros(spec.dim, device=ids.device).scatter_add_(
+            0, ids, torch.ones_like(ids, dtype=torch.float32)
+        )
+        shares = counts / len(ids)
+        return {"used": (counts > 0).float().mean(), "perplexity": torch.special.entr(shares).sum().exp()}
+    tokens = dense.float().flatten(0, 1)
+    variance = tokens.var(0, correction=0)
+    spread = {"variance": variance.mean(), "variance_min": variance.min(), "variance_max": variance.max()}
+    return {"mean": tokens.mean(), **spread}
 
 
 def query(where: Where, mask: Mask, view: View) -> Query:

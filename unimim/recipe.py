@@ -264,6 +264,11 @@ def _parse(assignment: str, data: Mapping[str, Any]) -> tuple[list[str], Any]:
         value = read_yaml(text)
     except ValueError as error:
         raise ValueError(f"{key:.80}: {text!r:.80} is not a YAML value ({error})") from None
+    return full_path(key, data).split("."), value
+
+
+def full_path(key: str, data: Mapping[str, Any]) -> str:
+    """The dotted path in `data` that `key` is short for: loss is terms.mim.loss where mim is the only term."""
     path, terms = key.split("."), data.get("terms")
     if len(path) > MAX_DEPTH:
         raise ValueError(f"{key:.80}: more than {MAX_DEPTH} levels deep")
@@ -271,7 +276,7 @@ def _parse(assignment: str, data: Mapping[str, Any]) -> tuple[list[str], Any]:
         path[:1] = ["masks", "main"]
     if path[0] in Term.model_fields and isinstance(terms, dict) and len(terms) == 1:
         path[:0] = ["terms", next(iter(terms))]
-    return path, value
+    return ".".join(path)
 
 
 def _assign(data: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -30,6 +30,7 @@ from pydantic import BaseModel
 from pydantic_core import core_schema
 
 from .hooks import AXES, KINDS, PROJECT, Hooks, Target
+from .loggers import Logger
 from .schedule import Frozen
 
 PLACE = "x-component"
@@ -145,6 +146,9 @@ class Entry:
         """Why `found` cannot stand under this name; empty if it can."""
         if self.kind == "recipes":
             return "" if callable(found) else "must be a function that returns the recipe's data"
+        if self.kind == "loggers":
+            good = isinstance(found, type) and issubclass(found, Logger)
+            return "" if good else "must be a subclass of unimim.Logger"
         if self.kind not in AXES:
             return ""
         axis = AXES[self.kind]

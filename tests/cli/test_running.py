@@ -61,13 +61,25 @@ def test_a_folder_holds_one_run(unimim: Unimim, images: Path, trained: Path, tmp
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == (
         f"error: --out: {trained} holds another run; use another folder, or undo these changes:\n"
-        f"  terms.mim.loss.name: l2 -> l1\n"
+        f"  terms.mim.loss.name: l2 -> l1 (train goes on with it if told --allow-changed terms.mim.loss.name)\n"
         f"  data: {images} -> {tmp_path} (other images)\n"
     )
     other = tmp_path / "other"
     (other / "checkpoints").mkdir(parents=True)
     ran = train(unimim, images, other)
     assert ran.err == f"error: --out: {other} holds checkpoints but no run.json; use another folder\n"
+
+
+def test_a_run_goes_on_with_the_change_it_is_told_of(unimim: Unimim, images: Path, tmp_path: Path) -> None:
+    assert train(unimim, images, tmp_path).code == 0
+    longer = ["epochs=3", "optimization.lr=1e-4", "--allow-changed", "epochs,optimization.lr"]
+    ran = train(unimim, images, tmp_path, *longer)
+    assert (ran.code, ran.out.splitlines()[0]) == (0, f"trained 12 steps: {tmp_path}/weights")
+    assert "changed since it was begun: optimization.lr: 0.002 -> 0.0001" in ran.err
+    assert train(unimim, images, tmp_path, *longer).out.startswith("already trained, 12 steps")
+    ran = train(unimim, images, tmp_path, "seed=1", "--allow-changed", "seed,epohcs")
+    assert ran.err.startswith("error: --out: --allow-changed: 'epohcs' is no field of this recipe")
+    assert ran.code == 2
 
 
 def test_train_reports_every_problem_at_once(unimim: Unimim, tmp_path: Path) -> None:

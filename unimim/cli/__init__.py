@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import doctor, errors, evaluating, files, listing, running, teachers
+from . import doctor, errors, evaluating, files, launching, listing, replaying, running, teachers
 
 app = typer.Typer(
     help="Masked image modeling as one equation: loss = L(N(T(image)), H(S(masked image))).",
@@ -29,6 +29,7 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
     "Run": {
         "train": (running.train, "unimim train mae-micro epochs=5 --data shapes --out runs/mae"),
         "compare": (running.compare, "unimim compare mae-micro data2vec-micro epochs=5 --data shapes --out runs/first"),
+        "replay": (replaying.replay, "unimim replay runs/mae --steps 20"),
         "eval": (evaluating.evaluate, "unimim eval runs/mae --data shapes"),
     },
     "Files": {
@@ -46,6 +47,7 @@ for panel, commands in COMMANDS.items():
     for name, (function, example) in commands.items():
         app.command(name, rich_help_panel=panel, epilog=f"Example: {example}")(function)
 app.add_typer(teachers.app, name="teachers", rich_help_panel="Run")
+app.add_typer(launching.app, name="launch", rich_help_panel="Run")
 app.add_typer(listing.plugins_app, name="plugins", rich_help_panel="Extend and check")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..registry import did_you_mean
+from ..registry import did_you_mean, plugins
 from .errors import Problems
 
 if TYPE_CHECKING:
@@ -100,6 +100,9 @@ def run_options(
         for item in error.errors():
             name = str(item["loc"][0]).replace("_", "-")
             problems.add(f"--{name}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']}")
+    for name in given.get("loggers", ()):
+        with problems.of("--logger"):
+            plugins()["loggers"][name]()
     if procs < 1:
         problems.add(f"--procs: at least 1, got {procs}")
     try:
@@ -130,7 +133,10 @@ class Job:
 
     @property
     def done(self) -> bool:
-        return self.before.get("status") == "done" and (self.run.out / "weights" / "recipe.yaml").is_file()
+        from ..drift import differences
+
+        same = bool(self.before) and not differences(self.before["recipe"], self.recipe.data())
+        return same and self.before.get("status") == "done" and (self.run.out / "weights" / "recipe.yaml").is_file()
 
     def rows(self) -> list[tuple[str, str]]:
         """What it is and what it will do, with the arithmetic."""
@@ -142,7 +148,7 @@ class Job:
         if policy.lr_per_256:
             rate += f" x {plan.batch} / 256 = {policy.peak(plan.batch):.4g}"
         warmup = round(policy.warmup_epochs * plan.steps_per_epoch)
-        state = {"done": "done", "": "new"}.get(self.before.get("status", ""), f"goes on from {self._step}")
+        state = "done" if self.done else f"goes on from {self._step}" if self.before else "new"
         return [
             ("recipe", f"{self.recipe.name} ({self.recipe.hash})"),
             *((name, value) for name, value in self.recipe.axes().items()),
@@ -156,25 +162,33 @@ class Job:
 
     @property
     def _step(self) -> str:
-        from ..engine.checkpoint import Checkpoints
+        from ..training import last_step
 
-        newest = next(iter(Checkpoints(self.run.out / "checkpoints").paths()), None)
-        return f"step {int(newest.name.removeprefix('step-'))}" if newest else "the start"
+        step = last_step(self.run.out)
+        return f"step {step}" if step else "the start"
 
 
 def make_job(
-    problems: Problems, recipe: Recipe, data: str, source: ImageSource, run: Run, procs: int = 1
+    problems: Problems,
+    recipe: Recipe,
+    data: str,
+    source: ImageSource,
+    run: Run,
+    procs: int = 1,
+    allowed: Sequence[str] = (),
 ) -> Job | None:
     """The job, if recipe, data, processes and folder go together."""
     from ..engine.run import split
     from ..training import data_record, held, plan_of
 
     before: dict[str, Any] = {}
-    with problems.of("--out"):
-        if run.out.exists():
-            before = held(run.out, recipe.data(), data_record(data, source))
+    plan = None
     with problems.of("--procs, --micro-batch"):
         split(recipe.batch, procs, run.micro_batch)
     with problems.of(recipe.name):
-        return Job(recipe, data, source, run, plan_of(recipe, source), procs, before)
-    return None
+        plan = plan_of(recipe, source)
+    with problems.of("--out"):
+        if run.out.exists():
+            total_steps = plan.total_steps if plan else None
+            before = held(run.out, recipe.data(), data_record(data, source), allowed, total_steps)
+    return Job(recipe, data, source, run, plan, procs, before) if plan else None

@@ -48,6 +48,11 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad-images", help="Replace unread
 LogEvery = Annotated[int | None, typer.Option(metavar="N", help="Steps between log lines.", show_default="20")]
 Minutes = Annotated[float | None, typer.Option(metavar="X", help="Minutes between checkpoints.", show_default="10")]
 
+Loggers = Annotated[
+    list[str] | None,
+    typer.Option("--logger", metavar="NAME", help="Also log there: see unimim list loggers.", show_default=False),
+]
+
 AGAIN = "the same command goes on from there"
 FROM_LAST = "the same command goes on from the last checkpoint"
 MAX_SEEDS = 1000
@@ -72,6 +77,15 @@ def train(
     skip_bad_images: SkipBad = False,
     log_every: LogEvery = None,
     checkpoint_minutes: Minutes = None,
+    logger: Loggers = None,
+    allow_changed: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH,...",
+            help="Fields that may differ from the run in --out; theirs is the new value.",
+            show_default=False,
+        ),
+    ] = "",
     dry_run: DryRun = False,
 ) -> None:
     """Train one recipe, or go on where it was stopped.
@@ -87,11 +101,12 @@ def train(
     source = open_data(problems, data, "train")
     check_out(problems, out)
     options: dict[str, Any] = {"micro_batch": micro_batch, "workers": workers, "device": device}
-    options |= {"log_every": log_every, "checkpoint_minutes": checkpoint_minutes}
+    options |= {"log_every": log_every, "checkpoint_minutes": checkpoint_minutes, "loggers": tuple(logger or ())}
     run = run_options(problems, out, procs, of_run, compile=compile_blocks, skip_bad_images=skip_bad_images, **options)
+    allowed = [path.strip() for path in allow_changed.split(",") if path.strip()]
     job = None
     if found and source and run and out:
-        job = make_job(problems, found, data, source, run, int(os.environ.get("WORLD_SIZE", max(procs, 1))))
+        job = make_job(problems, found, data, source, run, int(os.environ.get("WORLD_SIZE", max(procs, 1))), allowed)
     problems.refuse()
     assert job is not None
     if dry_run:
@@ -99,17 +114,17 @@ def train(
     elif job.done:
         _finished(job, f"already trained, {job.plan.total_steps} steps")
     elif procs > 1:
-        _launch(procs, sys.argv[1:])
+        launch_processes(procs, sys.argv[1:])
     else:
-        _train(job, in_memory)
+        _train(job, in_memory, allowed)
 
 
-def _train(job: Job, in_memory: bool) -> None:
+def _train(job: Job, in_memory: bool, allowed: Sequence[str]) -> None:
     from ..training import train_recipe
 
     try:
         with run_errors(f"what is saved in {job.run.out} stays; {AGAIN}"):
-            outcome = train_recipe(job.recipe, job.data, job.run, in_memory)
+            outcome = train_recipe(job.recipe, job.data, job.run, in_memory, allowed=allowed)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped at once; {FROM_LAST}") from None
     if outcome.status == "preempted":  # the log has said so
@@ -124,7 +139,7 @@ def _finished(job: Job, what: str) -> None:
     say(f"next: {shlex.join(['unimim', 'eval', str(job.run.out), '--data', job.data])}")
 
 
-def _launch(procs: int, arguments: Sequence[str]) -> None:
+def launch_processes(procs: int, arguments: Sequence[str]) -> None:
     """This command in `procs` processes. Each says itself what went wrong; the agent's own log would only repeat it."""
     import logging
 
@@ -173,6 +188,7 @@ def compare(
     skip_bad_images: SkipBad = False,
     log_every: LogEvery = None,
     checkpoint_minutes: Minutes = None,
+    logger: Loggers = None,
     dry_run: DryRun = False,
 ) -> None:
     """Train several recipes alike, score them alike, and report.
@@ -191,7 +207,7 @@ def compare(
     test = open_data(problems, data, "val", labelled=True) if source else None
     check_out(problems, out)
     options: dict[str, Any] = {"micro_batch": micro_batch, "workers": workers, "device": device}
-    options |= {"log_every": log_every, "checkpoint_minutes": checkpoint_minutes}
+    options |= {"log_every": log_every, "checkpoint_minutes": checkpoint_minutes, "loggers": tuple(logger or ())}
     run = run_options(problems, out, 1, of_run, compile=compile_blocks, skip_bad_images=skip_bad_images, **options)
     if not (recipes and numbers and source and test and run and out):
         problems.refuse()

@@ -21,18 +21,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..world import host_group, world_size
 from .run import Run
+from .slurm import SIGNALS, join_slurm
 
 DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
-"""What an agent must hand on to its processes; torchrun dies of SIGUSR1 and leaves them behind unless told."""
 
 
 @contextmanager
 def process_group(run: Run) -> Iterator[torch.device]:
-    """Join the group of torchrun's environment variables, if they are set; the device of this process.
+    """Join the group of torchrun's (or srun's) environment variables, if they are set; the device of this process.
 
     NCCL between CUDA devices, gloo otherwise. A process alone is a group of one if it is to shard, and none otherwise.
     """
+    join_slurm()
     alone = "WORLD_SIZE" not in os.environ
     if dist.is_initialized() or (alone and run.parallel == "ddp"):
         yield torch.device(run.device)

@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,13 +18,30 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..loggers import Logger
 from ..world import rank
+
+PACE = ("images_per_s", "data_wait", "memory_mb", "seconds")
+"""Columns that tell how fast it went; the others are the same in every repetition."""
 
 
 class Log:
-    """Scalars of one run: appended to metrics.jsonl, shown on rank 0."""
+    """Scalars of one run: appended to metrics.jsonl, given to `loggers`, shown on rank 0.
 
-    def __init__(self, folder: Path, title: str, total_steps: int, images_per_step: int, quiet: bool = False) -> None:
+    record: what loggers are told of the run, run.json.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        title: str,
+        total_steps: int,
+        images_per_step: int,
+        quiet: bool = False,
+        loggers: Sequence[Logger] = (),
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.loggers, self.record = folder, [*loggers], record or {}
         self.path, self.title, self.total_steps, self.images = (
             folder / "metrics.jsonl",
             title,
@@ -51,6 +68,7 @@ class Log:
     ) -> None:
         if self.live is not None:
             self.live.stop()
+        self._tell(lambda logger: logger.close())
 
     def restart(self, step: int) -> None:
         """Begin (or go on) at `step`: forget lines a stopped run wrote beyond it, and start the clock."""
@@ -58,6 +76,7 @@ class Log:
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             self.path.write_text("".join(kept), encoding="utf-8")
+        self._tell(lambda logger: logger.open(self.folder, self.record, step))
         self.last_step, self.waited = step, 0.0
         self.mark = self.started = time.perf_counter()
 
@@ -77,6 +96,8 @@ class Log:
         if rank() == 0:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+        scalars = {name: float(value) for name, value in row.items() if name != "step"}
+        self._tell(lambda logger: logger.scalars(step, scalars))
         if self.live is not None:
             self.live.update(self._render(row))
         elif not self.quiet:
@@ -86,6 +107,15 @@ class Log:
         """One line for a person, control characters and markup shown as text."""
         if not self.quiet:
             self.console.print(Text(message), highlight=False, soft_wrap=True)
+
+    def _tell(self, what: Callable[[Logger], None]) -> None:
+        """`what` with every logger; one that raises is dropped, which is said once, and training goes on."""
+        for logger in [*self.loggers]:
+            try:
+                what(logger)
+            except Exception as error:
+                self.loggers.remove(logger)
+                self.say(f"logger {type(logger).__name__} is dropped: {type(error).__name__}: {error}")
 
     def _eta(self, row: Mapping[str, Any]) -> str:
         left = (self.total_steps - row["step"]) * self.images / max(row["images_per_s"], 1e-9)

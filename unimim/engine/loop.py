@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..types import Batch, Progress
 from ..world import all_reduce_sum, local, rank, world_size
-from .checkpoint import CheckpointError, Checkpoints, write_text
+from .checkpoint import CheckpointError, Checkpoints, Found, write_text
 from .data.loader import STOPPING, Sampler, addresses, first_images, steps
 from .data.sources import ImageSource
 from .distributed import Agreement, accumulating, parallel
@@ -37,6 +37,8 @@ class Trainable(Protocol):
     def blocks(self) -> Iterable[nn.Module]: ...
     def frozen_teachers(self) -> Iterable[nn.Module]: ...
     def training_state(self) -> dict[str, Tensor]: ...
+    @property
+    def health(self) -> Mapping[str, Tensor]: ...
     @property
     def needs_fit(self) -> bool: ...
     def fit(self, batches: Iterable[Batch]) -> None: ...
@@ -80,11 +82,12 @@ def train(
     with watch, interruptible() as interrupted:
         # Set up
         checkpoints, agreement = Checkpoints(run.out / "checkpoints", run.keep), Agreement()
-        model, optimizer, start = prepare(objective, source, sampling, plan, run, device, checkpoints, log)
-        meters, guard = Meters(), Guard(device, run.skip_nonfinite)
+        model, optimizer, found = prepare(objective, source, sampling, plan, run, device, checkpoints, log)
+        start = found.step if found else 0
+        meters, guard = Meters(found.meta.get("meters") if found else None, device), Guard(device, run.skip_nonfinite)
         log.restart(start)
         saved_at = time.monotonic()
-        loss = None
+        loss = found.meta.get("loss") if found else None
         with finishing(checkpoints), closing(steps(source, sampling, plan, run, start)) as feed:
             for step in range(start, plan.total_steps):
                 progress = plan.progress(step)
@@ -113,7 +116,7 @@ def train(
                 # Log
                 last = done == plan.total_steps
                 if done % run.log_every == 0 or last:
-                    values = meters.read()
+                    values = meters.read(objective.health)
                     loss = values["loss"] if "skipped" not in values else loss
                     log.scalars(done, {"epoch": round(done / plan.steps_per_epoch, 4), "lr": plan.rate(step), **values})
                 # Checkpoint
@@ -123,7 +126,7 @@ def train(
                     watch.enter("save", step)
                     if guard.stuck(wait=True):
                         give_up(objective, optimizer, source, plan, run, step, losses, grad_norm)
-                    save(objective, optimizer, checkpoints, done, {**meta, "loss": loss}, log)
+                    save(objective, optimizer, checkpoints, done, {**meta, "loss": loss, "meters": meters.state()}, log)
                     saved_at = time.monotonic()
                 if stop or last:
                     checkpoints.wait()
@@ -142,8 +145,8 @@ def prepare(
     device: torch.device,
     checkpoints: Checkpoints,
     log: Log,
-) -> tuple[nn.Module, torch.optim.Optimizer, int]:
-    """The objective as the processes train it, its optimizer, and the number of steps already done."""
+) -> tuple[nn.Module, torch.optim.Optimizer, Found | None]:
+    """The objective as the processes train it, its optimizer, and the checkpoint that both go on from."""
     trainable: Trainable = objective
     objective.to(device).train()
     found = checkpoints.newest()
@@ -158,12 +161,12 @@ def prepare(
     model = parallel(objective, run, device)
     optimizer = adamw(objective, plan.optimization, trainable.depth_of)
     if found is None:
-        return model, optimizer, 0
+        return model, optimizer, None
     for warning in found.warnings:
         log.say(warning)
     checkpoints.load(found, awaited_state(objective, optimizer, checkpoints.names(found)))
     log.say(f"going on from step {found.step}")
-    return model, optimizer, found.step
+    return model, optimizer, found
 
 
 def backward(model: nn.Module, trainable: Trainable, batches: list[Batch], plan: Plan, step: int) -> dict[str, Tensor]:
@@ -231,9 +234,21 @@ class Guard:
 class Meters:
     """Losses and gradient norms of sound steps, kept on the device until they are read."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.steps = 0
+    def __init__(self, state: Mapping[str, Any] | None, device: torch.device) -> None:
+        """state: what `state` gave when a run stopped between two readings."""
+        sums = state["sums"] if state else {}
+        self.sums: dict[str, Tensor] = {name: torch.tensor(value, device=device) for name, value in sums.items()}
+        self.steps: int = state["steps"] if state else 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that the next reading tells of all steps since the last; asks all processes."""
+        return {"sums": self._reduced(self.sums), "steps": self.steps}
+
+    def _reduced(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        if not values:
+            return {}
+        means = (all_reduce_sum(torch.stack([value.float() for value in values.values()])) / world_size()).tolist()
+        return dict(zip(values, means, strict=True))
 
     def add(self, losses: Mapping[str, Tensor], grad_norm: Tensor, good: Tensor) -> None:
         terms = {f"loss/{name}": value for name, value in losses.items() if name != "loss"}
@@ -242,12 +257,14 @@ class Meters:
         self.sums = {name: self.sums[name] + value if self.sums else value for name, value in kept.items()}
         self.steps += 1
 
-    def read(self) -> dict[str, float]:
-        """Means since the last reading, losses over all processes; then start anew. "skipped", if any, counts steps."""
-        sums = (all_reduce_sum(torch.stack([*self.sums.values()])) / world_size()).tolist()
-        named = dict(zip(self.sums, sums, strict=True))
+    def read(self, health: Mapping[str, Tensor]) -> dict[str, float]:
+        """Means since the last reading, losses over all processes; then start anew. "skipped", if any, counts steps.
+
+        health: scalars of the last step, which are read with them.
+        """
+        named = self._reduced({**self.sums, **health})
         good = named.pop("good")
-        means = {name: value / good if good else float("nan") for name, value in named.items()}
+        means = {n: v if n in health else v / good if good else float("nan") for n, v in named.items()}
         skipped = {"skipped": self.steps - round(good)} if round(good) < self.steps else {}
         self.sums, self.steps = {}, 0
         return means | skipped

@@ -13,14 +13,17 @@ from ..schedule import Optimization
 
 def parameter_groups(module: nn.Module, policy: Optimization, depth_of: Callable[[str], int]) -> list[dict[str, Any]]:
     """Groups of trainable parameters that share weight decay and rate scale (`layer_decay` ** depth)."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         plain = parameter.ndim <= 1 or name.endswith(".bias") or name.rpartition(".")[2] in policy.no_decay
         scale = 1.0 if policy.layer_decay is None else policy.layer_decay ** depth_of(name)
-        groups.setdefault((0.0 if plain else policy.weight_decay, scale), []).append(parameter)
-    return [{"params": p, "weight_decay": decay, "rate_scale": scale} for (decay, scale), p in groups.items()]
+        groups.setdefault((plain, scale), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": 0.0 if plain else policy.weight_decay, "rate_scale": scale}
+        for (plain, scale), parameters in groups.items()
+    ]
 
 
 def adamw(module: nn.Module, policy: Optimization, depth_of: Callable[[str], int]) -> torch.optim.AdamW:

@@ -24,6 +24,7 @@ class Run(Frozen):
     stop_after: stop at this step as if interrupted.  hang_minutes: a step, a batch or a checkpoint that takes longer ends
     the run.  skip_nonfinite: so many steps in a row may give no number and are not taken, before the run stops.
     skip_bad_images: replace unreadable images by the next one and list them, instead of stopping.
+    loggers: names of where scalars go beside metrics.jsonl.
     """
 
     out: Path
@@ -41,6 +42,7 @@ class Run(Frozen):
     hang_minutes: float = Field(10.0, gt=0)
     skip_nonfinite: int = Field(0, ge=0)
     skip_bad_images: bool = False
+    loggers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
