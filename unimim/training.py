@@ -233,7 +233,7 @@ PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "pydantic", "nump
 
 def _versions(device: str) -> dict[str, str]:
     found = {"unimim": version("unimim"), "python": platform.python_version()}
-    found |= {package: version(package) for package in PACKAGES}
+    found |= {package: version(package) for package in PACKAGES} | {"torch": str(torch.__version__)}  # with its build
     if device.startswith("cuda"):
         found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return found

@@ -15,6 +15,7 @@ from typing import Literal
 import pytest
 import torch
 
+from unimim.cli import doctor
 from unimim.cli.running import without
 from unimim.engine.data.sources import open_source
 from unimim.evaluation.features import student_features
@@ -43,8 +44,33 @@ def test_train_leaves_a_run_folder_and_says_what_is_next(unimim: Unimim, images:
     record = json.loads((out / "run.json").read_text())
     assert (record["status"], record["step"]) == ("done", 8)
     assert record["command"].startswith("unimim train mae-micro student.image_size=16")
+    assert record["recipe"]["provenance"]["terms.mim.loss"].startswith("official code: ")
+    assert record["run"]["compile"] is False
+    assert (record["world_size"], record["threads"], record["seed"]) == (1, torch.get_num_threads(), 0)
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["plugins"]["unimim"] == record["versions"]["unimim"]
+    assert record["data"]["fingerprint"] == open_source(str(images), "train").fingerprint()
+    assert {"machine", "system", "processors", "device", "matmul"} <= {*record["hardware"]}
+    assert record["changed"] == []
     assert load(out / "config.yaml").hash == load("mae-micro", TINY).hash == record["hash"]
     assert load_student(out / "weights").dim == 16
+
+
+def test_replay_repeats_a_run(unimim: Unimim, trained: Path, tmp_path: Path) -> None:
+    ran = unimim("replay", trained)
+    assert (ran.code, ran.out) == (0, "identical for 8 steps\n")
+    copied = tmp_path / "copy"
+    copied.mkdir()
+    (copied / "run.json").write_bytes((trained / "run.json").read_bytes())
+    row = json.loads((trained / "metrics.jsonl").read_text().splitlines()[0])
+    (copied / "metrics.jsonl").write_text(json.dumps({**row, "loss": row["loss"] * 2}) + "\n")
+    ran = unimim("replay", copied / "run.json", "--json", "--out", tmp_path / "again")
+    found = json.loads(ran.out)
+    assert (ran.code, found["identical"], found["environment"]) == (1, False, [])
+    assert found["difference"]["column"] == "loss"
+    assert found["difference"]["relative"] == pytest.approx(0.5)
+    assert "loss was" in unimim("replay", copied).out
+    assert unimim("replay", tmp_path).err.startswith(f"error: {tmp_path}/run.json is not the record of a run")
 
 
 def test_the_same_command_again_has_nothing_to_do(unimim: Unimim, images: Path, trained: Path) -> None:
@@ -355,14 +381,34 @@ def test_doctor_finds_a_machine_that_can_train(unimim: Unimim) -> None:
     assert [name for name, finding in findings.items() if finding["status"] == "failed"] == []
     assert ran.code == 0
     assert findings["training"]["message"].startswith("mae-micro took 3 steps")
-    assert findings["processes"]["message"].startswith("two processes added over gloo")
+    assert findings["processes"]["message"].startswith("two processes added over")
+    assert findings["disk"]["message"].endswith(" s")
+
+
+def test_doctor_says_what_is_wrong_with_folder_and_recipe(unimim: Unimim, tmp_path: Path) -> None:
+    ran = unimim("doctor", "--quick", "--json", "--recipe", "mea-micro", "--out", tmp_path / "not" / "yet")
+    findings = {finding["check"]: finding for finding in json.loads(ran.out)}
+    assert ran.code == 1
+    assert "processes" not in findings
+    assert f"GB free in {tmp_path}; 16 MB written and synced" in findings["disk"]["message"]
+    assert findings["training"]["status"] == "failed"
+    assert "unknown recipe 'mea-micro', did you mean 'mae-micro'?" in findings["training"]["message"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_does_not_wait_for_processes_that_do_not_meet(unimim: Unimim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unimim.cli.doctor.PATIENCE", 0.1)
+    monkeypatch.setattr("unimim.cli.doctor.checks", lambda *given: {"processes": doctor._processes})
+    ran = unimim("doctor")
+    assert ran.code == 1
+    assert "two processes did not meet over gloo in 0.1 s; check the firewall" in ran.out
 
 
 def test_doctor_goes_on_after_a_failure_and_exits_with_1(unimim: Unimim, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> str:
         raise OSError("no [disk]")
 
-    monkeypatch.setattr("unimim.cli.doctor.CHECKS", {"disk": broken, "torch": lambda: "fine"})
+    monkeypatch.setattr("unimim.cli.doctor.checks", lambda *given: {"disk": broken, "torch": lambda: "fine"})
     ran = unimim("doctor")
     assert ran.code == 1
     assert [line.split() for line in ran.out.splitlines()[-2:]] == [

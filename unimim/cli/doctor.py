@@ -11,8 +11,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,11 +21,18 @@ from .console import emit, plain, show_table, table
 from .errors import FAILED
 from .listing import Json
 
+SHORT = ("batch=8", "epochs=3", "optimization.warmup_epochs=0")
+"""Three steps over eight images."""
 TINY = (
     "student.image_size=16", "student.patch_size=4", "student.dim=16", "student.depth=1", "student.num_heads=2",
-    "head.dim=16", "head.depth=1", "head.num_heads=2", "batch=8", "epochs=3", "optimization.warmup_epochs=0",
+    "head.dim=16", "head.depth=1", "head.num_heads=2",
 )  # fmt: skip
 """mae-micro as small as it goes."""
+
+
+DEFAULT = "mae-micro"
+PATIENCE = 60
+"""Seconds that processes, and compiling, may take."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +44,17 @@ class Finding:
     message: str
 
 
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    recipe: Annotated[str, typer.Option(metavar="R", help="Take the three steps of this recipe.")] = DEFAULT,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where runs will be written.")] = Path(),
+    quick: Annotated[bool, typer.Option("--quick", help="Start no processes and compile nothing.")] = False,
+    as_json: Json = False,
+) -> None:
     """Check that this machine can train.
 
-    Looks at torch, devices, processes, disk, limits and plugins, and takes three real steps.
+    Looks at torch, devices, processes, compiler, disk, limits and plugins, and takes three real steps.
     """
-    findings = [_guarded(name, check) for name, check in CHECKS.items()]
+    findings = [_guarded(name, check) for name, check in checks(recipe, out, quick).items()]
     if as_json:
         emit([asdict(finding) for finding in findings])
     else:
@@ -116,20 +129,69 @@ def _bfloat16() -> str:
     return f"products within {error:.1%} of float32 on {device}"
 
 
-def _compiler() -> str:
+BLOCK = """
+import copy, torch
+from unimim.layers.blocks import Block
+torch.manual_seed(0)
+block, x = Block(32, 2), torch.randn(2, 16, 32)
+compiled = copy.deepcopy(block)
+compiled.compile()
+outputs = [module(x)[0] for module in (block, compiled)]
+for output in outputs:
+    output.square().sum().backward()
+pairs = [outputs, *([p.grad, q.grad] for p, q in zip(block.parameters(), compiled.parameters()))]
+print(max(float((a - b).detach().norm() / a.detach().norm().clamp_min(1e-12)) for a, b in pairs))
+"""
+"""The greatest relative difference of a compiled block's output and gradients from the block's own."""
+
+
+def _compiler(quick: bool) -> str:
     found = next(
         (path for name in (os.environ.get("CXX", "c++"), "g++", "clang++") if (path := shutil.which(name))), None
     )
     if found is None:
         raise Warned("no C++ compiler, which train --compile needs; install g++ or clang")
-    return f"{found}, for train --compile"
+    if quick:
+        return f"{found}; nothing was compiled (--quick)"
+    started = time.perf_counter()
+    try:
+        done = subprocess.run([sys.executable, "-c", BLOCK], capture_output=True, text=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise Warned(
+            f"{found}, but one small block is not compiled after {PATIENCE} s; train without --compile"
+        ) from None
+    if done.returncode:
+        raise Warned(f"{found}, but torch.compile fails ({_last_line(done.stderr)}); train without --compile")
+    difference = float(done.stdout)
+    if difference > 1e-3:
+        raise Warned(f"a compiled block differs from the block by {difference:.0e}; train without --compile")
+    return (
+        f"{found}; a compiled block is within {difference:.0e} of the block, in {time.perf_counter() - started:.0f} s"
+    )
 
 
-def _disk() -> str:
-    free = shutil.disk_usage(Path()).free / 1e9
+def _last_line(text: str) -> str:
+    return (text.strip() or "no message").splitlines()[-1]
+
+
+def _disk(out: Path) -> str:
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    started = time.perf_counter()
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".unimim-doctor-") as file:
+        file.write(bytes(PROBE_MB * 10**6))
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - started
+    free = shutil.disk_usage(folder).free / 1e9
+    seen = f"{free:.0f} GB free in {folder}; {PROBE_MB} MB written and synced in {seconds:.2f} s"
     if free < 5:
-        raise Warned(f"{free:.1f} GB free in this folder; a ViT-B run keeps about 3 GB of checkpoints")
-    return f"{free:.0f} GB free in this folder"
+        raise Warned(f"{seen}; a ViT-B run keeps about 3 GB of checkpoints, so choose another folder")
+    if seconds > 5:
+        raise Warned(f"{seen}; checkpoints will be slow, so choose a faster disk or raise --checkpoint-minutes")
+    return seen
+
+
+PROBE_MB = 16
 
 
 def _open_files() -> str:
@@ -151,8 +213,9 @@ def _shared_memory() -> str:
 
 SUM = """
 import sys, torch, torch.distributed as dist
-dist.init_process_group("gloo", init_method=sys.argv[1], rank=int(sys.argv[2]), world_size=2)
-x = torch.tensor([dist.get_rank() + 1.0])
+backend, meet, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
+dist.init_process_group(backend, init_method=meet, rank=rank, world_size=2)
+x = torch.tensor([rank + 1.0], device=torch.device("cuda", rank) if backend == "nccl" else "cpu")
 dist.all_reduce(x)
 assert x.item() == 3.0, x
 dist.destroy_process_group()
@@ -161,10 +224,13 @@ dist.destroy_process_group()
 
 
 def _processes() -> str:
+    import torch
+
+    backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
     started = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", SUM, f"{(Path(folder) / 'meet').as_uri()}"]
+        command = [sys.executable, "-c", SUM, backend, f"{(Path(folder) / 'meet').as_uri()}"]
         both = [
             subprocess.Popen(
                 [*command, rank], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
@@ -172,15 +238,20 @@ def _processes() -> str:
             for rank in ("0", "1")
         ]
         try:
-            said = [process.communicate(timeout=120)[1] for process in both]
+            said = [process.communicate(timeout=PATIENCE)[1] for process in both]
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"two processes did not meet over {backend} in {PATIENCE} s; {FIREWALL}") from None
         finally:
             for process in both:
                 process.kill()
+                process.communicate()
     wrong = [text for process, text in zip(both, said, strict=True) if process.returncode]
     if wrong:
-        last = (wrong[0].strip() or "no message").splitlines()[-1]
-        raise RuntimeError(f"two processes could not add over gloo ({last}); check the firewall and this host's name")
-    return f"two processes added over gloo in {time.perf_counter() - started:.0f} s"
+        raise RuntimeError(f"two processes could not add over {backend} ({_last_line(wrong[0])}); {FIREWALL}")
+    return f"two processes added over {backend} in {time.perf_counter() - started:.0f} s"
+
+
+FIREWALL = "check the firewall and this host's name, and for NCCL set NCCL_DEBUG=INFO and NCCL_SOCKET_IFNAME"
 
 
 def _plugins() -> str:
@@ -193,29 +264,36 @@ def _plugins() -> str:
     return ", ".join(f"{plugin.name} {plugin.version}" for plugin in loaded)
 
 
-def _steps() -> str:
+def _steps(name: str) -> str:
     from ..engine.run import Run
     from ..recipe import load
     from ..training import train_recipe
 
-    recipe = load("mae-micro", TINY)
+    recipe = load(name, [*SHORT, *(TINY if name == DEFAULT else ())])
+    size = max(recipe.student.geometry.image)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         run = Run(out=Path(folder), workers=1)
-        outcome = train_recipe(recipe, "shapes:size=16,train=8,val=10", run, quiet=True)
-    return f"{recipe.name} took {outcome.step} steps on {run.device} in {time.perf_counter() - started:.0f} s"
+        outcome = train_recipe(recipe, f"shapes:size={size},train=8,val=10", run, quiet=True)
+    taken = f"took {outcome.step} steps on {run.device} in {time.perf_counter() - started:.0f} s"
+    return f"{recipe.name} {taken}, with a loader worker"
 
 
-CHECKS: dict[str, Callable[[], str]] = {
-    "torch": _torch,
-    "device": _device,
-    "communication": _backend,
-    "bfloat16": _bfloat16,
-    "compiler": _compiler,
-    "disk": _disk,
-    "open files": _open_files,
-    "shared memory": _shared_memory,
-    "processes": _processes,
-    "plugins": _plugins,
-    "training": _steps,
-}
+def checks(recipe: str, out: Path, quick: bool) -> dict[str, Callable[[], str]]:
+    """What is looked at, in order; each returns what it saw, and raises Warned or anything else with what to do."""
+    found: dict[str, Callable[[], str]] = {
+        "torch": _torch,
+        "device": _device,
+        "communication": _backend,
+        "bfloat16": _bfloat16,
+        "compiler": partial(_compiler, quick),
+        "disk": partial(_disk, out),
+        "open files": _open_files,
+        "shared memory": _shared_memory,
+        "processes": _processes,
+        "plugins": _plugins,
+        "training": partial(_steps, recipe),
+    }
+    if quick:
+        del found["processes"]
+    return found

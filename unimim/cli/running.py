@@ -93,6 +93,9 @@ def train(
     The same command goes on with a run that was stopped.
     Exit code 0: done; 1: failed; 2: the command is wrong; 75: stopped on request.
     """
+    from ..engine.slurm import join_slurm
+
+    join_slurm()
     problems = Problems()
     if procs > 1 and "WORLD_SIZE" in os.environ:
         problems.add("--procs: torchrun has started the processes already; leave it out")
