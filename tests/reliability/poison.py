@@ -40,7 +40,9 @@ class Poisoned(Sampling):
         sample = super().__call__(image, epoch, index)
         view = sample.views["main"]
         pixels = view.image.float() / 255
-        return replace(sample, views={"main": replace(view, image=pixels * (float("nan") if index == self.victim else 1))})
+        return replace(
+            sample, views={"main": replace(view, image=pixels * (float("nan") if index == self.victim else 1))}
+        )
 
 
 class Training:

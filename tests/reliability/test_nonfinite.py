@@ -30,7 +30,11 @@ def test_no_step_is_taken_all_agree_and_it_can_be_seen_again(
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     (tmp_path / "two").mkdir()
     subprocess.run(
-        [*command, "tests.reliability.poison", str(tmp_path / "two")], cwd=ROOT, env=environment, check=True, timeout=240
+        [*command, "tests.reliability.poison", str(tmp_path / "two")],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        timeout=240,
     )
     agreeing = [json.loads((tmp_path / "two" / f"said-{rank}.json").read_text()) for rank in (0, 1)]
     for said in agreeing:

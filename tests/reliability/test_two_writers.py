@@ -1,0 +1,48 @@
+"""R16. A folder has one writer; one that died does not hold it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from unimim.engine.folder import only_writer, read_status, write_status
+
+
+def hold(folder: Path) -> int:
+    """A process that holds `folder` until it is killed; its number, once it does."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with only_writer(folder):
+            os.write(write, b"x")
+            signal.pause()
+        os._exit(0)
+    assert os.read(read, 1) == b"x"
+    return child
+
+
+def test_a_second_writer_is_refused_and_a_dead_one_forgotten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = hold(tmp_path)
+    refused = 0
+    with pytest.raises(ValueError, match=f"is being written by process {child} on ") as caught, only_writer(tmp_path):
+        pass
+    refused += "another folder" in str(caught.value)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with only_writer(tmp_path):
+        taken = int(str(os.getpid()) in (tmp_path / ".lock").read_text())
+    with capsys.disabled():
+        print(f"\nR16 second writer refused {refused}/1; lock of a dead process taken over {taken}/1")
+    assert (refused, taken) == (1, 1)
+
+
+def test_status_says_how_a_run_ended(tmp_path: Path) -> None:
+    assert read_status(tmp_path) == {}
+    write_status(tmp_path, "preempted", 7)
+    status = read_status(tmp_path)
+    assert (status["status"], status["step"], status["exit_code"]) == ("preempted", 7, 75)
