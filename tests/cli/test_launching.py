@@ -153,13 +153,13 @@ def test_a_status_that_cannot_be_read_is_a_failure(unimim: Unimim, sbatch: Sbatc
 
 def test_hostile_words_arrive_as_they_are(unimim: Unimim, sbatch: Sbatch, tmp_path: Path) -> None:
     out = tmp_path / HOSTILE
-    ran = unimim("launch", "slurm", "mae-micro", f"name={json.dumps(HOSTILE)}", "--data", f"-/{HOSTILE}", "--out", out)
+    ran = unimim("launch", "slurm", "mae-micro", f"title={json.dumps(HOSTILE)}", "--data", f"-/{HOSTILE}", "--out", out)
     assert ran.code == 0, ran.err
     assert subprocess.run(["bash", "-n"], input=ran.out, text=True).returncode == 0
     job = sbatch(ran.out, out / "status.json", status("done"), 0)
     assert job.code == 0
     assert job.srun[job.srun.index("train") :] == [
-        "train", "mae-micro", f"name={json.dumps(HOSTILE)}", "--data", f"-/{HOSTILE}", "--out", str(out), "--workers", "8",
+        "train", "mae-micro", f"title={json.dumps(HOSTILE)}", "--data", f"-/{HOSTILE}", "--out", str(out), "--workers", "8",
     ]  # fmt: skip
     assert not [line for line in ran.out.splitlines() if line.startswith("#SBATCH") and "$" in line]
 

@@ -177,7 +177,7 @@ def test_a_diverged_run_fails_with_advice(unimim: Unimim, images: Path, tmp_path
     hot = ["optimization.lr=1e30", "optimization.clip_norm=null", "optimization.warmup_epochs=0"]
     ran = train(unimim, images, tmp_path, *hot)
     assert (ran.code, ran.out) == (1, "")
-    assert ran.err.splitlines()[-1].startswith("error: not a number by step 1 (loss nan, grad_norm nan).")
+    assert ran.err.splitlines()[-1].startswith("error: not a number by step 1 (loss nan, grad_norm nan); the step")
     assert "Lower optimization.lr" in ran.err
 
 

@@ -22,7 +22,17 @@ def train(out: Path, *more: str, torchrun: bool = False, procs: int = 2) -> subp
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={procs}"]
         command += [f"--signals-to-handle={handed}", "-m", "unimim"]
     more = (*more, *([] if torchrun or procs == 1 else ["--procs", str(procs)]))
-    command += ["train", *LONG, "--data", "shapes:train=64,val=10,size=16", "--out", str(out), "--log-every", "5", *more]
+    command += [
+        "train",
+        *LONG,
+        "--data",
+        "shapes:train=64,val=10,size=16",
+        "--out",
+        str(out),
+        "--log-every",
+        "5",
+        *more,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "UNIMIM_PLUGINS": "none"}
     with out.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)

@@ -26,9 +26,7 @@ CASES = {
 
 
 @pytest.mark.timeout(600)
-def test_a_run_told_to_stop_saves_and_leaves_nothing_behind(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_told_to_stop_saves_and_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved, orphans = {}, 0
     for name, (torchrun, stop) in CASES.items():
         out = tmp_path / name.replace(" ", "_")

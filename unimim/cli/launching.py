@@ -15,7 +15,7 @@ import typer
 from ..engine.slurm import SIGNALS
 from .console import clean, remark, say
 from .errors import Failed, Problems
-from .inputs import Data, check_out, read_recipe
+from .inputs import Data, check_out, read_recipe, run_options, split_changes
 from .running import Out
 
 WARNING = 120
@@ -57,7 +57,9 @@ def slurm(
     Preempted or out of time, the run saves, and the job puts itself back into the queue and goes on.
     """
     problems = Problems()
-    found = read_recipe(problems, recipe, changes or [])
+    of_recipe, of_run = split_changes(changes or [])
+    found = read_recipe(problems, recipe, of_recipe)
+    run_options(problems, out, 1, of_run)
     if found and found.batch % (nodes * gpus_per_node):
         problems.add(f"--nodes, --gpus-per-node: batch {found.batch} does not divide over {nodes * gpus_per_node} GPUs")
     if not data:

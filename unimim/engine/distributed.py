@@ -41,7 +41,7 @@ def process_group(run: Run) -> Iterator[torch.device]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(minutes=2 * run.hang_minutes)  # later than the watch, which knows more
+    timeout = timedelta(minutes=2 * run.hang_minutes + 1)  # later than the watch, which knows more
     if alone:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)

@@ -291,7 +291,8 @@ def give_up(
     checkpoints.wait()
     micro, repeats = split(plan.batch, world_size(), run.micro_batch)
     shares = addresses(plan, micro, repeats, step)
-    values = {name: value.item() for name, value in {**losses, "grad_norm": grad_norm}.items()}
+    terms = {name: value for name, value in losses.items() if name == "loss" or len(losses) > 2}
+    values = {name: value.item() for name, value in {**terms, "grad_norm": grad_norm}.items()}
     epoch = step // plan.steps_per_epoch
     names = [source.name(index) for _ in range(repeats) for _, index in next(shares)]
     about = {"step": step, "epoch": epoch, "rank": rank(), "values": {k: str(v) for k, v in values.items()}}
@@ -300,7 +301,7 @@ def give_up(
     raise NonFinite(
         f"not a number by step {step} ({listed}); the step was not taken. {folder} holds the state before it and the "
         f"names of its images. Lower optimization.lr, lengthen the warm-up, set optimization.clip_norm, or try "
-        f"precision=float32 in a new folder; or go on here and leave such steps out, with --skip-nonfinite."
+        f"precision=float32 in a new folder; or go on here and leave such steps out, with run.skip_nonfinite=1."
     )
 
 
@@ -342,7 +343,7 @@ def memory_advice(batches: list[Batch]) -> Iterator[None]:
         size = len(batches[0])
         advice = f"--micro-batch {size // 2}, " if size > 1 else ""
         raise OutOfMemory(
-            f"out of memory with {size} images at once ({first}); try {advice}--recompute, --parallel fsdp on several "
+            f"out of memory with {size} images at once ({first}); try {advice}run.recompute=true, run.parallel=fsdp on several "
             f"devices, or a smaller student; neither of the first changes the result"
         ) from error
 

@@ -42,7 +42,7 @@ class Watch:
         self.limit, self.folder, self.on_hang = limit, folder, on_hang
         self.now: tuple[int, Phase, float] = (0, "setup", time.monotonic())
         self.pause = min(1.0, limit / 8)
-        self._store = _store() if world_size() > 1 else None
+        self._store: Any = _store() if world_size() > 1 else None
         self._ended = threading.Event()
         self._count = 0
 
@@ -51,6 +51,7 @@ class Watch:
         self.now = (step, phase, time.monotonic())
 
     def __enter__(self) -> Self:
+        self._beat()
         threading.Thread(target=self._run, name="watch", daemon=True).start()
         return self
 
@@ -79,8 +80,9 @@ class Watch:
         before = self._beats()
         self._wait()
         after = self._beats()
-        silent = [number for number, beat in after.items() if beat == before.get(number) and number != rank()]
-        alive = {number: beat for number, beat in after.items() if number not in silent} | {rank(): [0, step, phase]}
+        others = [number for number in range(world_size()) if number != rank()]
+        silent = [number for number in others if after.get(number) == before.get(number)]
+        alive = {rank(): [0, step, phase]} | {number: after[number] for number in others if number not in silent}
         last = min((beat[1], ORDER.index(beat[2])) for beat in alive.values())
         behind = [n for n, beat in sorted(alive.items()) if (beat[1], ORDER.index(beat[2])) == last]
         where = f"in phase {phase} of step {step}"
@@ -93,10 +95,10 @@ class Watch:
         if rank() == min(alive):
             with suppress(Exception):
                 self.on_hang(f"nothing has moved for {self.limit:g} seconds {where}: {who}; stacks in {self.folder}")
-        for number in silent:
-            if len(after[number]) > 4 and after[number][4] == socket.gethostname():
+        for *_, process, host in (after[number] for number in silent if number in after):
+            if host == socket.gethostname():
                 with suppress(OSError):
-                    os.kill(after[number][3], signal.SIGKILL)
+                    os.kill(process, signal.SIGKILL)
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(1)
@@ -108,14 +110,12 @@ class Watch:
             time.sleep(self.pause)
 
     def _beats(self) -> dict[int, list[Any]]:
-        """The last beat of every process; [] of one that cannot be asked."""
-        if self._store is None:
-            return {}
+        """The last beat of every process that can be asked for it."""
         beats: dict[int, list[Any]] = {}
-        for number in range(world_size()):
-            beats[number] = []
+        for number in range(world_size() if self._store is not None else 0):
             with suppress(Exception):
-                beats[number] = json.loads(self._store.get(f"beat/{number}"))
+                if self._store.check([f"beat/{number}"]):  # get would wait for it
+                    beats[number] = json.loads(self._store.get(f"beat/{number}"))
         return beats
 
 
