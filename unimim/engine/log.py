@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..terminal import clean
 from ..world import rank
 
 
@@ -85,7 +86,7 @@ class Log:
     def say(self, message: str) -> None:
         """One line for a person, control characters and markup shown as text."""
         if not self.quiet:
-            self.console.print(Text(message), highlight=False, soft_wrap=True)
+            self.console.print(Text(clean(message)), highlight=False, soft_wrap=True)
 
     def _eta(self, row: Mapping[str, Any]) -> str:
         left = (self.total_steps - row["step"]) * self.images / max(row["images_per_s"], 1e-9)
@@ -110,8 +111,8 @@ class Log:
             "ETA": self._eta(row),
         }
         for name, value in shown.items():
-            grid.add_row(Text(name, style="dim"), Text(value, style="bold" if name == "loss" else ""))
-        head = Text(f"{self.title}  step {row['step']} of {self.total_steps}", style="bold")
+            grid.add_row(Text(clean(name), style="dim"), Text(value, style="bold" if name == "loss" else ""))
+        head = Text(f"{clean(self.title)}  step {row['step']} of {self.total_steps}", style="bold")
         return Group(head, ProgressBar(self.total_steps, row["step"], width=60), grid)
 
 
