@@ -257,6 +257,7 @@ PAYLOADS: list[Callable[[Path, Path], None]] = [
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:torch.distributed is disabled")
+@pytest.mark.slow
 def test_no_payload_runs_or_escapes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
