@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "unimim"
-BASE = {"types", "schedule", "address", "world", "provenance", "plain", "hooks", "loggers"}
+BASE = {"types", "schedule", "address", "world", "provenance", "plain", "terminal", "hooks", "loggers"}
 FAMILIES = {"students", "teachers", "norms", "heads", "losses", "masks", "views"}
 COMPOSED = BASE | {"registry", "axes", "layers", "recipe", "drift", "objective", "sampling"}
 JOINED = COMPOSED | FAMILIES | {"engine", "weights", "training"}
@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objective": {"recipe", "axes", "layers", "registry", "types", "address"},
     "schema": {"registry", "recipe", "hooks"},
     "scaffold": {"registry"},
-    "engine": {"types", "schedule", "world", "address", "loggers"},
+    "engine": {"types", "schedule", "world", "address", "loggers", "terminal"},
     "weights": COMPOSED | {"engine"},
     "training": COMPOSED | {"engine", "weights"},
     "replay": COMPOSED | {"engine", "training"},

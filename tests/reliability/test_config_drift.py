@@ -59,7 +59,7 @@ def others(path: str, value: Any) -> list[Any]:
         return [0.5, 1, [0.5], "other"]
     if isinstance(value, dict):
         return [{"seed": "other"}]
-    return [[item * 0.9 for item in value] if value else ["pos_embed"]]
+    return [[item * 0.9 for item in value] if value else ["prefix"]]
 
 
 def changed(recipe: Recipe, path: str, value: Any) -> Recipe | None:

@@ -52,6 +52,7 @@ def use(recipe: Recipe) -> None:
         assert recipe.optimization.rate(step, 11, 2, recipe.batch) >= 0
 
 
+@pytest.mark.slow
 def test_every_field_of_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     rng, said, unnamed, broken = random.Random(0), Counter[str](), [], []
     recipes = {name: load(name) for name in plugins()["recipes"]}

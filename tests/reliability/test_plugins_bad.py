@@ -88,6 +88,7 @@ def python(site: Path, code: str, **chosen: str) -> subprocess.CompletedProcess[
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_every_kind_of_bad_plugin_is_contained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alive, usable, named, conflicts, wrong = 0, 0, 0, 0, []
     for number, (kind, case) in enumerate(CASES.items()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,14 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..terminal import clean
+
 WIDE = 10_000
 """Columns of output that is not a terminal: what is piped into a file or grep is never wrapped or cut."""
-
-
-def clean(text: object) -> str:
-    """Text without characters that act on a terminal instead of being read: controls, direction marks, lone surrogates."""
-    kept = (c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in str(text))
-    return "".join(kept)
 
 
 def plain(text: object, style: str = "") -> Text:
@@ -63,8 +58,8 @@ def show_card(rows: Iterable[tuple[str, object]]) -> None:
 
 
 def emit(value: Any) -> None:
-    """One JSON document to stdout, in ASCII."""
-    print(json.dumps(value, indent=2), flush=True)  # a closed pipe shows here, not at exit
+    """One JSON document to stdout, in printable ASCII."""
+    print(json.dumps(value, indent=2).replace("\x7f", "\\u007f"), flush=True)  # a closed pipe shows here, not at exit
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", fold: str = "") -> Table:

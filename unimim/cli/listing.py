@@ -15,7 +15,8 @@ from ..hooks import KINDS
 from ..provenance import source_of, uncite
 from ..registry import Entry, ForeignError, Plugins, did_you_mean, foreign_code
 from ..registry import plugins as live_plugins
-from .console import clean, emit, remark, say, show_card, show_table, table
+from ..terminal import clean
+from .console import emit, remark, say, show_card, show_table, table
 from .errors import Problems
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..loggers import Logger
+from ..terminal import clean
 from ..world import rank
 
 PACE = ("images_per_s", "data_wait", "memory_mb", "seconds")
@@ -106,7 +107,7 @@ class Log:
     def say(self, message: str) -> None:
         """One line for a person, control characters and markup shown as text."""
         if not self.quiet:
-            self.console.print(Text(message), highlight=False, soft_wrap=True)
+            self.console.print(Text(clean(message)), highlight=False, soft_wrap=True)
 
     def _tell(self, what: Callable[[Logger], None]) -> None:
         """`what` with every logger; one that raises is dropped, which is said once, and training goes on."""
@@ -140,8 +141,8 @@ class Log:
             "ETA": self._eta(row),
         }
         for name, value in shown.items():
-            grid.add_row(Text(name, style="dim"), Text(value, style="bold" if name == "loss" else ""))
-        head = Text(f"{self.title}  step {row['step']} of {self.total_steps}", style="bold")
+            grid.add_row(Text(clean(name), style="dim"), Text(value, style="bold" if name == "loss" else ""))
+        head = Text(f"{clean(self.title)}  step {row['step']} of {self.total_steps}", style="bold")
         return Group(head, ProgressBar(self.total_steps, row["step"], width=60), grid)
 
 

@@ -7,7 +7,9 @@ MISSING = "–"
 
 # Control characters can drive a terminal, lone surrogates cannot be written as UTF-8, and directional overrides make a
 # line read differently from what it says. Tab and newline are kept: configurations need them.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
+)
 
 
 def clean(text: str) -> str:

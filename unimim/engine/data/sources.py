@@ -134,7 +134,9 @@ class _Folder:
         self._root = root
 
     def paths(self) -> Iterable[str]:
-        for folder, _, names in os.walk(self._root, onerror=_unlistable, followlinks=True):
+        for folder, inside, names in os.walk(self._root, onerror=_unlistable, followlinks=True):
+            for name in inside:
+                _refuse_loop(Path(folder, name).absolute())
             inner = Path(folder).relative_to(self._root).as_posix()
             yield from (name if inner == "." else f"{inner}/{name}" for name in names)
 
@@ -146,6 +148,12 @@ class _Folder:
 
     def read(self, path: str) -> bytes:
         return (self._root / path).read_bytes()
+
+
+def _refuse_loop(folder: Path) -> None:
+    # Links to other places are welcome, but two that lead back would be walked in every order, without end.
+    if folder.is_symlink() and any(folder.samefile(around) for around in folder.parents):
+        raise ValueError(f"{folder}: a link to a folder around itself: remove it")
 
 
 def _unlistable(error: OSError) -> None:
