@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..world import rank
+from .checkpoint import write_text
 
 
 class Log:
@@ -57,7 +58,7 @@ class Log:
         if rank() == 0 and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            self.path.write_text("".join(kept), encoding="utf-8")
+            write_text(self.path, "".join(kept))
         self.last_step, self.waited = step, 0.0
         self.mark = self.started = time.perf_counter()
 
