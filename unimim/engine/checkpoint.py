@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
@@ -135,7 +136,7 @@ class Checkpoints:
             self._on_rank_0(partial(save_file, student, hidden / "student.safetensors"))
             files = self._everywhere(partial(_seal, hidden))
             self._on_rank_0(partial(self._publish, hidden, final, {"step": step, "files": files, "meta": meta}))
-        except Exception as error:  # safetensors, DCP and the system each have their own for a full disk
+        except (Exception, CheckpointException) as error:  # torch's own is no Exception
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder} ({_reason(error)}); "
                 f"older checkpoints stay; make room and start the same command again"
