@@ -202,7 +202,7 @@ def verify(path: Path, contents: bool = True) -> str:
                 return f"{name} differs from its checksum"
         strays = sorted({str(shard.relative_to(path)) for shard in (path / "state").iterdir()} - {*files})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"unreadable ({type(error).__name__}: {error})"
+        return f"manifest.json, or a file it names, is unreadable ({type(error).__name__}: {error})"
     return f"{strays[0]} is not in its manifest" if strays else ""
 
 
