@@ -119,3 +119,41 @@ def test_a_checkpoint_that_cannot_be_written_says_so_and_the_older_one_stays(tmp
     with pytest.raises(CheckpointError, match=r"step 2 could not be written .* older checkpoints stay"):
         checkpoints.wait()
     assert loaded(checkpoints)[0].step == 1
+
+
+def test_what_crashes_left_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    for name in (".tmp-step-00000002", ".tmp-gone-step-00000000"):
+        (tmp_path / name / "state").mkdir(parents=True)
+    saved(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step-00000001", "step-00000003"]
+
+
+def test_one_found_damaged_does_not_count_when_pruning(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 10)
+    path = shard(tmp_path / "step-00000010")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert loaded(checkpoints)[0].step == 1
+    for step in (2, 3):
+        checkpoints.save(step, tensors(step), {}, {})
+    checkpoints.wait()
+    assert [path.name for path in checkpoints.paths()] == ["step-00000010", "step-00000003", "step-00000002"]
+    checkpoints.save(10, tensors(10), {}, {})
+    checkpoints.wait()
+    assert loaded(checkpoints)[0].step == 10
+
+
+def test_a_shard_that_the_manifest_does_not_name_is_noticed(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    (tmp_path / "step-00000001" / "state" / "more.safetensors").write_bytes(b"")
+    assert verify(tmp_path / "step-00000001") == "state/more.safetensors is not in its manifest"
+    with pytest.raises(ValueError, match="use another folder, or remove these"):
+        checkpoints.newest()
+
+
+def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    manifest = tmp_path / "step-00000001" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"step": 1', '"step": 3'))
+    assert "differs from its own checksum" in verify(tmp_path / "step-00000001")

@@ -4,7 +4,7 @@ A checkpoint is a folder step-NNNNNNNN:
 
     state/*.safetensors     what `training_state` gives, in shards of torch.distributed.checkpoint, one a process
     student.safetensors     the student alone, whole
-    manifest.json           step, meta, and size and SHA-256 of every file
+    manifest.json           step, meta, size and SHA-256 of every file, and its own SHA-256
 
 It is written under a hidden name, synced to disk, renamed, and only then named in LATEST. Loading trusts nothing but a
 verified manifest, and takes any number of processes, whatever number wrote it. Nothing in it is pickled (DCP's own metadata
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
@@ -61,6 +62,7 @@ class Checkpoints:
         self._stager = DefaultStager(StagingOptions(False, False, False, False))
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        self._damaged: set[Path] = set()
 
     def save(
         self, step: int, state: Mapping[str, Tensor], student: Mapping[str, Tensor], meta: Mapping[str, Any]
@@ -116,8 +118,14 @@ class Checkpoints:
             if not problem:
                 manifest = _manifest(path)
                 return Found(path, manifest["step"], manifest["meta"], damaged)
+            self._damaged.add(path)
             damaged.append(f"{path}: {problem}; trying an older one")
-        return ValueError("no whole checkpoint is left:\n  " + "\n  ".join(damaged)) if damaged else None
+        if not damaged:
+            return None
+        listed = "\n  ".join(damaged)
+        return ValueError(
+            f"no whole checkpoint is left; use another folder, or remove these to begin anew:\n  {listed}"
+        )
 
     def _write(self, step: int, state: dict[str, Tensor], student: dict[str, Tensor], meta: dict[str, Any]) -> None:
         final, hidden = self.folder / f"step-{step:08d}", self.folder / f".tmp-step-{step:08d}"
@@ -128,29 +136,30 @@ class Checkpoints:
             self._on_rank_0(partial(save_file, student, hidden / "student.safetensors"))
             files = self._everywhere(partial(_seal, hidden))
             self._on_rank_0(partial(self._publish, hidden, final, {"step": step, "files": files, "meta": meta}))
-        except Exception as error:  # safetensors, DCP and the system each have their own for a full disk
+        except (Exception, CheckpointException) as error:  # torch's own is no Exception
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder} ({_reason(error)}); "
                 f"older checkpoints stay; make room and start the same command again"
             ) from error
 
     def _publish(self, hidden: Path, final: Path, manifest: Mapping[str, Any]) -> None:
-        write_text(hidden / "manifest.json", json.dumps(manifest, indent=1))
+        write_text(hidden / "manifest.json", json.dumps({**manifest, "sha256": _seal_of(manifest)}, indent=1))
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         hidden.rename(final)
         sync(self.folder)
+        self._damaged.discard(final)
         write_text(self.folder / "LATEST", final.name)
         self._prune()
 
     def _prune(self) -> None:
-        whole = [path for path in self.paths() if not verify(path, contents=False)]
+        whole = [path for path in self.paths() if path not in self._damaged and not verify(path, contents=False)]
         losses = {path: _manifest(path)["meta"].get("loss") for path in whole}
         rated = {path: loss for path, loss in losses.items() if loss is not None}
         kept = {*whole[: self.keep], *([min(rated, key=rated.__getitem__)] if rated else [])}
         for path in whole:
             if path not in kept:
-                shutil.rmtree(path)
+                _remove(path)
 
     def _on_rank_0(self, work: Callable[[], None]) -> None:
         def alone() -> dict[str, Any]:
@@ -183,14 +192,18 @@ class Checkpoints:
 def verify(path: Path, contents: bool = True) -> str:
     """What is wrong with a checkpoint folder; empty if it is whole."""
     try:
-        for name, expected in _manifest(path)["files"].items():
+        files = _manifest(path)["files"]
+        for name, expected in files.items():
+            if not (path / name).is_file():
+                return f"{name} is missing"
             if (path / name).stat().st_size != expected["bytes"]:
                 return f"{name} has another size than its manifest says"
             if contents and _digest(path / name) != expected["sha256"]:
                 return f"{name} differs from its checksum"
+        strays = sorted({str(shard.relative_to(path)) for shard in (path / "state").iterdir()} - {*files})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"unreadable manifest ({type(error).__name__}: {error})"
-    return ""
+        return f"manifest.json, or a file it names, is unreadable ({type(error).__name__}: {error})"
+    return f"{strays[0]} is not in its manifest" if strays else ""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -217,10 +230,20 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _empty(folder: Path) -> None:
+    """The folder to write into, new; what crashes left of others before it goes away."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    sync(folder.parent.parent)
+    for left in folder.parent.glob(".tmp-*step-*"):
+        shutil.rmtree(left, ignore_errors=True)
     folder.mkdir()
     (folder / "state").mkdir()
+
+
+def _remove(folder: Path) -> None:
+    """Hidden first, so that a crash leaves no half of it in sight."""
+    gone = folder.with_name(f".tmp-gone-{folder.name}")
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _seal(folder: Path) -> dict[str, Any]:
@@ -239,8 +262,15 @@ def _reason(error: BaseException) -> str:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
+    """Raises OSError or ValueError if it is not what was written."""
     manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict) or manifest.pop("sha256", None) != _seal_of(manifest):
+        raise ValueError("manifest.json differs from its own checksum")
     return manifest
+
+
+def _seal_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -21,6 +21,7 @@ from rich.text import Text
 from ..loggers import Logger
 from ..terminal import clean
 from ..world import rank
+from .checkpoint import write_text
 
 PACE = ("images_per_s", "data_wait", "memory_mb", "seconds")
 """Columns that tell how fast it went; the others are the same in every repetition."""
@@ -76,7 +77,7 @@ class Log:
         if rank() == 0 and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            self.path.write_text("".join(kept), encoding="utf-8")
+            write_text(self.path, "".join(kept))
         self._tell(lambda logger: logger.open(self.folder, self.record, step))
         self.last_step, self.waited = step, 0.0
         self.mark = self.started = time.perf_counter()
