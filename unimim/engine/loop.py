@@ -76,7 +76,7 @@ def train(
     start = resume(objective, optimizer, checkpoints, device, log)
     if start == 0 and trainable.needs_fit:
         log.say("fitting the teacher to the data")
-        trainable.fit(batch.to(device) for batch in first_images(source, sampling, plan))
+        trainable.fit(batch.to(device) for batch in first_images(source, sampling, plan, run.skip_bad_images))
     if run.compile:
         trainable.compile_blocks()
     model = replicate(objective, device)

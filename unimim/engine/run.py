@@ -19,7 +19,7 @@ class Run(Frozen):
     out: run folder.  micro_batch: images a process takes at once (None: its whole share of the batch).
     workers: loader processes for each training process.  checkpoint_minutes: time between checkpoints; the last `keep`
     stay.  stop_after: stop at this step as if interrupted.  skip_bad_images: replace unreadable images by the next one and
-    list them, instead of stopping.
+    list them, instead of stopping; more than 5 % of them stop the run all the same.
     """
 
     out: Path

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import inspect
 import os
+import stat
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -142,7 +143,10 @@ class _Folder:
         return str(self._root / path)
 
     def size(self, path: str) -> int:
-        return (self._root / path).stat().st_size
+        found = (self._root / path).stat()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+            raise OSError("not a file")
+        return found.st_size
 
     def read(self, path: str) -> bytes:
         return (self._root / path).read_bytes()
