@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import doctor, errors, evaluating, files, listing, running, teachers
+from . import data, doctor, errors, evaluating, files, listing, running, teachers
 
 app = typer.Typer(
     help="Masked image modeling as one equation: loss = L(N(T(image)), H(S(masked image))).",
@@ -46,6 +46,7 @@ for panel, commands in COMMANDS.items():
     for name, (function, example) in commands.items():
         app.command(name, rich_help_panel=panel, epilog=f"Example: {example}")(function)
 app.add_typer(teachers.app, name="teachers", rich_help_panel="Run")
+app.add_typer(data.app, name="data", rich_help_panel="Files")
 app.add_typer(listing.plugins_app, name="plugins", rich_help_panel="Extend and check")
 
 
