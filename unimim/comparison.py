@@ -172,8 +172,8 @@ def _warnings(recipe: Recipe, folder: Path) -> tuple[str, ...]:
     found = []
     skipped = folder / "skipped_images.txt"
     if skipped.exists():
-        lines = skipped.read_text(encoding="utf-8").splitlines()
-        found.append(f"{len(set(lines))} unreadable images were replaced, e.g. {lines[0]}")
+        lines = skipped.read_text(encoding="utf-8").replace("\t", ": ").splitlines()
+        found.append(f"{len(lines)} unreadable images were replaced, e.g. {lines[0]}")
     if recipe.status == "unverified":
         found.append("not verified against official code")
     return tuple(found)

@@ -23,7 +23,7 @@ from . import weights
 from .axes import Student
 from .drift import differences, refused
 from .engine.checkpoint import write_text
-from .engine.data.decode import BadImage
+from .engine.data import BadImage, TooManyBadImages
 from .engine.data.sources import ImageSource, in_memory, open_source
 from .engine.distributed import process_group
 from .engine.folder import Status, only_writer, read_status, write_status
@@ -81,7 +81,11 @@ def status_of(folder: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         kind: Status = (
-            "nonfinite" if isinstance(error, NonFinite) else "data" if isinstance(error, BadImage) else "failed"
+            "nonfinite"
+            if isinstance(error, NonFinite)
+            else "data"
+            if isinstance(error, BadImage | TooManyBadImages)
+            else "failed"
         )
         if read_status(folder).get("status") in (None, "running"):
             write_status(folder, kind, None, f"{type(error).__name__}: {error}")

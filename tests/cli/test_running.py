@@ -182,7 +182,7 @@ def test_a_diverged_run_fails_with_advice(unimim: Unimim, images: Path, tmp_path
 
 
 def test_an_unreadable_image_is_named_by_a_worker_too(unimim: Unimim, tmp_path: Path) -> None:
-    draw(tmp_path / "images", 16, seed=3)
+    draw(tmp_path / "images", 24, seed=3)
     bad = tmp_path / "images" / "dark" / "bad.png"
     bad.write_bytes(b"not a picture")
     command = ["optimization.warmup_epochs=0"]
@@ -194,6 +194,13 @@ def test_an_unreadable_image_is_named_by_a_worker_too(unimim: Unimim, tmp_path: 
     ran = train(unimim, tmp_path / "images", tmp_path / "run", *command, "--skip-bad-images")
     assert ran.code == 0
     assert str(bad) in (tmp_path / "run" / "skipped_images.txt").read_text()
+    for number in range(3):
+        (tmp_path / "images" / "dark" / f"worse{number}.png").write_bytes(b"not a picture")
+    ran = train(unimim, tmp_path / "images", tmp_path / "other", *command, "--skip-bad-images", workers=1)
+    assert (ran.code, ran.out) == (1, "")
+    assert "images cannot be read" in ran.err
+    assert ".png: not an image that can be read" in ran.err
+    assert "Traceback" not in ran.err
 
 
 def test_an_interrupted_run_exits_with_75_and_goes_on(unimim: Unimim, images: Path, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_loss_that_is_not_a_number_stops_before_the_step(tmp_path: Path) -> No
 
 
 def test_an_unreadable_image_stops_with_its_name_or_is_replaced_and_listed(tmp_path: Path) -> None:
-    source = toys.Noise(bad=(3, 4))
+    source = toys.Noise(60, bad=(3, 4, 40))
     with pytest.raises(BadImage, match=r"noise/3\.png|noise/4\.png"):
         trained(toys.recipe(), tmp_path / "strict", source)
     first, _ = trained(toys.recipe(), tmp_path / "0", source, skip_bad_images=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import doctor, errors, evaluating, files, launching, listing, replaying, running, teachers
+from . import data, doctor, errors, evaluating, files, launching, listing, replaying, running, teachers
 
 app = typer.Typer(
     help="Masked image modeling as one equation: loss = L(N(T(image)), H(S(masked image))).",
@@ -48,6 +48,7 @@ for panel, commands in COMMANDS.items():
         app.command(name, rich_help_panel=panel, epilog=f"Example: {example}")(function)
 app.add_typer(teachers.app, name="teachers", rich_help_panel="Run")
 app.add_typer(launching.app, name="launch", rich_help_panel="Run")
+app.add_typer(data.app, name="data", rich_help_panel="Files")
 app.add_typer(listing.plugins_app, name="plugins", rich_help_panel="Extend and check")
 
 

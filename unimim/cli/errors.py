@@ -63,13 +63,15 @@ def run_errors(after: str) -> Iterator[None]:
     """What a run can meet through no fault of the program: one sentence each, and what to do `after`."""
     import torch
 
-    from ..engine.data.decode import BadImage
+    from ..engine.data import BadImage, TooManyBadImages
     from ..engine.loop import NonFinite, OutOfMemory
 
     try:
         yield
     except BadImage as error:
         raise Failed(f"{error}\nor use --skip-bad-images; {after}") from error
+    except TooManyBadImages as error:
+        raise Failed(f"{error}\n{after}") from error
     except NonFinite as error:
         raise Failed(str(error)) from error
     except OutOfMemory as error:

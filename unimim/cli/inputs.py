@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 Data = Annotated[
     str,
     typer.Option(
-        "--data", metavar="D", help="Required: a folder, a .zip, torchvision:CIFAR10 or shapes.", show_default=False
+        "--data",
+        metavar="D",
+        help="Required: a folder, a .zip, shards:DIR, torchvision:CIFAR10 or shapes.",
+        show_default=False,
     ),
 ]
 Device = Annotated[

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from ..engine.slurm import SIGNALS
-from .console import clean, remark, say
+from ..terminal import clean
+from .console import remark, say
 from .errors import Failed, Problems
 from .inputs import Data, check_out, read_recipe, run_options, split_changes
 from .running import Out

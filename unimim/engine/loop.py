@@ -152,7 +152,7 @@ def prepare(
     found = checkpoints.newest()
     if found is None and trainable.needs_fit:
         log.say("fitting the teacher to the data")
-        trainable.fit(batch.to(device) for batch in first_images(source, sampling, plan))
+        trainable.fit(batch.to(device) for batch in first_images(source, sampling, plan, run.skip_bad_images))
     for block in trainable.blocks():
         if run.recompute:
             block.recompute = True  # type: ignore[assignment]

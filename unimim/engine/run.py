@@ -23,8 +23,8 @@ class Run(Frozen):
     checkpoint_minutes: time between checkpoints; the last `keep` stay, and the one with the lowest loss.
     stop_after: stop at this step as if interrupted.  hang_minutes: a step, a batch or a checkpoint that takes longer ends
     the run.  skip_nonfinite: so many steps in a row may give no number and are not taken, before the run stops.
-    skip_bad_images: replace unreadable images by the next one and list them, instead of stopping.
-    loggers: names of where scalars go beside metrics.jsonl.
+    skip_bad_images: replace unreadable images by the next one and list them, instead of stopping;
+    more than 5 % of them stop the run all the same.  loggers: names of where scalars go beside metrics.jsonl.
     """
 
     out: Path

@@ -18,7 +18,7 @@ import torchvision.datasets
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from unimim.engine.data import BadImage, ImageSource, in_memory, open_source, sources
+from unimim.engine.data import BadImage, ImageSource, files, in_memory, memory, open_source
 
 Split = Literal["train", "val"]
 
@@ -186,7 +186,7 @@ def test_bad_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         source.read(0)
     with pytest.raises(BadImage, match=r"set/train/a/0001\.png: cannot be read .*FileNotFoundError"):
         source.read(1)
-    monkeypatch.setattr(sources, "_MAX_FILE", 10)
+    monkeypatch.setattr(files, "MAX_FILE", 10)
     with pytest.raises(BadImage, match=r"set/train/a/0002\.png: .* too much for one image"):
         source.read(2)
 
@@ -213,7 +213,7 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
     for spec, reason in [
         ("empty", r"empty: no images in it or its folders, looked for \.bmp .*\.webp: check the path"),
         ("bad.zip", r"bad\.zip: not a readable zip"),
-        ("missing", "an existing folder, an existing .zip file, torchvision:NAME .*, or shapes"),
+        ("missing", "a folder, a .zip or .tar, .*torchvision:NAME .*, or shapes"),
         (tree(tmp_path / "mixed", "a/1.png", "b/1.png", "2.png"), r"mixed: 2\.png lies beside the class folders"),
         (tree(tmp_path / "no_train", "val/a/1.png", "test/a/1.png"), "has val/ but no train/"),
         (tree(tmp_path / "one", "1.png"), r"too few images to hold out a tenth"),
@@ -303,7 +303,7 @@ def test_in_memory_holds_the_same_source(tmp_path: Path, monkeypatch: pytest.Mon
         held.read(2)
     held.read(0).zero_()
     assert torch.equal(held.read(0), source.read(0))  # what a reader does to its copy stays there
-    monkeypatch.setattr(sources, "MAX_MEMORY", 3 * 16 * 9)
+    monkeypatch.setattr(memory, "MAX_MEMORY", 3 * 16 * 9)
     with pytest.raises(ValueError, match="kept in memory: read them from disk"):
         in_memory(source)
 

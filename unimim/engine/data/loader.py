@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,12 +17,15 @@ from ...types import Batch
 from ...world import rank, world_size
 from ..run import Plan, Run, split
 from .decode import BadImage
+from .quarantine import Quarantine, max_bad
 from .sources import ImageSource
 
 Address = tuple[int, int]
 """(epoch, index)."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that ask a run to save and stop; clusters send the last two before they take a machine away."""
+Bad = dict[int, BadImage]
+"""Unreadable images by index. They travel as values: raised in a worker, one would arrive as text with a traceback."""
 ORDER = 0
 """Purpose of a draw: the order of images; crops and masks have others."""
 
@@ -37,23 +39,25 @@ class Sampler(Protocol):
 
 
 class Samples(Dataset[Any]):
-    """(epoch, index) -> sample. With `skipped`, an unreadable image is replaced by the next readable one and listed there."""
+    """(epoch, index) -> (sample, {index: why} of the images that could not be read on the way to it).
 
-    def __init__(self, source: ImageSource, sampling: Sampler, skipped: Path | None) -> None:
-        self.source, self.sampling, self.skipped = source, sampling, skipped
+    With `skip`, an unreadable image is replaced by the next readable one, crops and masks being that one's. The sample is
+    None when there is none within reach: the image itself, or with `skip` more images in a row than may be bad in all.
+    """
 
-    def __getitem__(self, address: Address) -> Any:
+    def __init__(self, source: ImageSource, sampling: Sampler, skip: bool) -> None:
+        self.source, self.sampling = source, sampling
+        self.reach = max_bad(len(source)) + 1 if skip else 1
+
+    def __getitem__(self, address: Address) -> tuple[Any, Bad]:
         epoch, index = address
-        for step in range(len(self.source)):
-            position = (index + step) % len(self.source)
+        bad: Bad = {}
+        for position in ((index + step) % len(self.source) for step in range(self.reach)):
             try:
-                return self.sampling(self.source.read(position), epoch, position)
+                return self.sampling(self.source.read(position), epoch, position), bad
             except BadImage as error:
-                if self.skipped is None:
-                    raise
-                with self.skipped.open("a", encoding="utf-8") as file:
-                    file.write(f"{error}\n")
-        raise ValueError("not one image of the data set can be read")
+                bad[position] = error
+        return None, bad
 
 
 def order(seed: int, epoch: int, num_images: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -77,11 +81,15 @@ def addresses(plan: Plan, micro: int, repeats: int, start: int) -> Iterator[list
 def steps(
     source: ImageSource, sampling: Sampler, plan: Plan, run: Run, start: int = 0
 ) -> Generator[list[Batch], None, None]:
-    """For every step from `start` on, the micro-batches of this process (on the host). Close it to end its workers."""
+    """For every step from `start` on, the micro-batches of this process (on the host). Close it to end its workers.
+
+    Raises BadImage at an unreadable image; with run.skip_bad_images it is replaced and listed in the run folder, and
+    TooManyBadImages is raised when the list grows too long.
+    """
     micro, repeats = split(plan.batch, world_size(), run.micro_batch)
-    skipped = run.out / "skipped_images.txt" if run.skip_bad_images else None
+    quarantine = Quarantine(run.out / "skipped_images.txt", len(source)) if run.skip_bad_images else None
     loader = DataLoader(
-        _Handed(source, sampling, skipped),
+        Samples(source, sampling, run.skip_bad_images),
         batch_sampler=_Addresses(plan, micro, repeats, start),
         collate_fn=partial(_collate, sampling),
         num_workers=run.workers,
@@ -93,40 +101,44 @@ def steps(
     try:
         for _ in range(start, plan.total_steps):
             step = [next(parts) for _ in range(repeats)]
-            for part in step:
-                if isinstance(part, BadImage):
-                    raise part
-            yield step
+            for _, bad in step:
+                _judge(bad, quarantine)
+            yield [batch for batch, _ in step]
     finally:
         if run.workers:  # they ignore the signal that would end them at exit
             parts._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _judge(bad: Bad, quarantine: Quarantine | None) -> None:
+    if bad and quarantine is None:
+        raise next(iter(bad.values()))
+    if bad and quarantine is not None:
+        quarantine.add(bad)
 
 
 FIT_IMAGES, FIT_BATCH = 4096, 64
 """Images of the first epoch that teachers learn from before training, if they need to, and how many at a time."""
 
 
-def first_images(source: ImageSource, sampling: Sampler, plan: Plan) -> Iterator[Batch]:
-    """The first images of the first epoch, the same on every process and for any number of them."""
+def first_images(source: ImageSource, sampling: Sampler, plan: Plan, skip: bool = False) -> Iterator[Batch]:
+    """The first images of the first epoch, the same on every process and for any number of them.
+
+    skip: replace unreadable ones as in training, which lists them later.
+    """
     chosen = order(plan.seed, 0, plan.num_images)[:FIT_IMAGES]
-    samples = Samples(source, sampling, None)
+    samples = Samples(source, sampling, skip)
     for first in range(0, len(chosen), FIT_BATCH):
-        yield sampling.collate([samples[0, int(index)] for index in chosen[first : first + FIT_BATCH]])
+        batch, bad = _collate(sampling, [samples[0, int(index)] for index in chosen[first : first + FIT_BATCH]])
+        if batch is None:
+            raise next(iter(bad.values()))
+        yield batch
 
 
-class _Handed(Samples):
-    """An unreadable image as a value: raised in a worker, it would arrive as a RuntimeError with its traceback as text."""
-
-    def __getitem__(self, address: Address) -> Any:
-        try:
-            return super().__getitem__(address)
-        except BadImage as error:
-            return error
-
-
-def _collate(sampling: Sampler, samples: Sequence[Any]) -> Batch | BadImage:
-    bad = next((sample for sample in samples if isinstance(sample, BadImage)), None)
-    return bad or sampling.collate(samples)
+def _collate(sampling: Sampler, samples: Sequence[tuple[Any, Bad]]) -> tuple[Batch | None, Bad]:
+    """None in place of the batch when a sample is missing."""
+    bad = {index: error for _, errors in samples for index, error in errors.items()}
+    found = [sample for sample, _ in samples if sample is not None]
+    return (sampling.collate(found) if len(found) == len(samples) else None), bad
 
 
 class _Addresses:
