@@ -19,7 +19,7 @@ class Run(Frozen):
     out: run folder.  micro_batch: images a process takes at once (None: its whole share of the batch).
     workers: loader processes for each training process.
     parallel: "ddp", every process holds all of the objective, or "fsdp", each a part.  shard_teachers: with "fsdp", frozen
-    teachers too.  recompute: keep only the inputs of blocks for the backward pass; less memory, a third more time.
+    teachers too.  recompute: keep only the inputs of blocks for the backward pass; less memory, one more forward pass.
     checkpoint_minutes: time between checkpoints; the last `keep` stay, and the one with the lowest loss.
     stop_after: stop at this step as if interrupted.  hang_minutes: a step, a batch or a checkpoint that takes longer ends
     the run.  skip_nonfinite: so many steps in a row may give no number and are not taken, before the run stops.
