@@ -53,16 +53,13 @@ class Crop(Views):
         top, left, h, w = box = random_box(height, width, self.config.scale, self.config.ratio, rng)
         cut = image[:, top : top + h, left : left + w]
         flip = rng.random() < self.config.flip
-        if flip:
-            cut = cut.flip(-1)
         if self.config.jitter:
             cut = jitter(cut, self.config.jitter, rng)
-        view = View(
-            resize(cut, size, self.config.interpolation).unsqueeze(0),
-            {rendition: resize(cut, rendition.size, rendition.interpolation).unsqueeze(0) for rendition in renditions},
-            torch.tensor([fractions(box, height, width)]),
-            torch.tensor([flip]),
-        )
+        made = resize(cut, size, self.config.interpolation).unsqueeze(0)
+        more = {r: resize(cut, r.size, r.interpolation).unsqueeze(0) for r in renditions}
+        if flip:  # last, where the fewest pixels are
+            made, more = made.flip(-1), {rendition: image.flip(-1) for rendition, image in more.items()}
+        view = View(made, more, torch.tensor([fractions(box, height, width)]), torch.tensor([flip]))
         return {"main": view}
 
 
@@ -117,7 +114,7 @@ def resize(image: Tensor, size: Size, interpolation: str) -> Tensor:
         picture = tv.resize(tv.to_pil_image(image), list(size), InterpolationMode.LANCZOS)
         return torch.from_numpy(np.array(picture)).view(*size, -1).permute(2, 0, 1).contiguous()
     resized: Tensor = tv.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
-    return resized
+    return resized.contiguous()
 
 
 def jitter(image: Tensor, strength: float, rng: Rng) -> Tensor:

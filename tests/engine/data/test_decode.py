@@ -71,7 +71,7 @@ PALETTE = Image.new("RGB", (3, 2), RED).convert("P", palette=Image.Palette.ADAPT
 def test_every_kind_of_file_gives_its_colour(data: bytes, expected: tuple[int, int, int]) -> None:
     pixels = decode(data, "x")
     assert pixels.dtype == torch.uint8
-    assert pixels.is_contiguous()
+    assert pixels.permute(1, 2, 0).is_contiguous()
     assert pixels.shape[0] == 3
     torch.testing.assert_close(pixels, torch.tensor(expected)[:, None, None].expand_as(pixels).byte(), atol=1, rtol=0)
 

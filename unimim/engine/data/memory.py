@@ -46,7 +46,7 @@ class _Memory:
                 self._bad[index] = bad.reason
                 continue
             self._sides[index] = image.shape[1:]
-            pixels += image.numpy().tobytes()
+            pixels += image.permute(1, 2, 0).numpy().tobytes()
             _check_memory(len(pixels))
         self._ends = np.cumsum([0, *3 * self._sides.prod(1)])
         self._pixels = torch.frombuffer(pixels or bytearray(1), dtype=torch.uint8)
@@ -61,7 +61,7 @@ class _Memory:
         if index in self._bad:
             raise BadImage(self.name(index), self._bad[index])
         height, width = self._sides[index].tolist()
-        return self._pixels[self._ends[index] : self._ends[index + 1]].view(3, height, width).clone()
+        return self._pixels[self._ends[index] : self._ends[index + 1]].view(height, width, 3).permute(2, 0, 1).clone()
 
     def label(self, index: int) -> int:
         return self._source.label(index)
