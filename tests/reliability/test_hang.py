@@ -14,7 +14,7 @@ import pytest
 from .processes import alive, begun, ranks, train, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
-LIMIT = 8.0
+LIMIT = 15.0
 
 
 def workers_of(process: int) -> list[int]:
