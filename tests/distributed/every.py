@@ -1,0 +1,64 @@
+"""Every registered recipe, made tiny, trained for twenty steps in one way of running it; by torchrun or in this process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.engine import toys
+from unimim import Recipe, Sampling, load
+from unimim.engine.distributed import process_group
+from unimim.engine.log import Log
+from unimim.engine.loop import train
+from unimim.engine.run import Run
+from unimim.registry import plugins
+from unimim.training import build, plan_of
+
+STEPS = 20
+STUDENT = ("image_size=16", "patch_size=4", "dim=16", "depth=2", "num_heads=2", "drop_path=0", "attention_dropout=0")
+TINY = (*(f"student.{change}" for change in STUDENT), "batch=8", f"epochs={STEPS / 3}", "precision=float32")
+POLICY = ("optimization.lr=1e-3", "optimization.lr_per_256=false", "optimization.warmup_epochs=1", toys.SMOOTH)
+TEACHER = {
+    "open_clip": ("teacher.model=local-dir:CLIP", "teacher.pretrained=null"),
+    "dvae": ("teacher={name: kmeans, teacher: pixel, num_codes: 8}",),
+    "kmeans": ("teacher.num_codes=8",),
+    "self": ("teacher.layers=[0, 1]",),
+}
+
+
+def names() -> list[str]:
+    return sorted(name for name, entry in plugins()["recipes"].entries.items() if entry.plugin == "unimim")
+
+
+def tiny(name: str, clip: Path) -> Recipe:
+    """The recipe with its own axes, mask, reduction and policy, at a size that trains in a second."""
+    term, mask = load(name).terms["mim"], load(name).masks["main"]
+    more = [change.replace("CLIP", str(clip)) for change in TEACHER.get(term.teacher.name, ())]
+    if term.head.name == "decoder":
+        more += toys.DECODER
+    if mask.name == "block":
+        more += ["mask.count=null", "mask.ratio=0.4", "mask.min_block=4"]
+    return load(name, [*TINY, *POLICY, *more])
+
+
+def main(out: Path, clip: Path, **options: Any) -> None:
+    """Losses of every recipe to out/NAME/metrics.jsonl, with the Run `options`."""
+    with process_group(Run(out=out, device="cpu", **options)) as device:
+        for name in names():
+            recipe, folder = tiny(name, clip), out / name
+            folder.mkdir(parents=True, exist_ok=True)
+            objective = build(recipe)
+            sampling = Sampling(recipe, objective.student.geometry, objective.renditions)
+            plan = plan_of(recipe, toys.Noise())
+            run = toys.run(folder, **options)
+            with Log(folder, name, plan.total_steps, plan.batch, quiet=True) as log:
+                train(objective, toys.Noise(), sampling, plan, run, device, log, {})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))
