@@ -3,14 +3,15 @@
     python benchmarks/faults.py --faults 200
 
 Four of five faults hit processes while they start, step or write: one or both are killed, stopped (and killed a moment later,
-as the watch or torchrun's agent would do), or asked to end. Every fifth then harms the checkpoints: a bit flips, a file is cut or
-deleted, a half-written folder appears, LATEST lies. After each the same run is started again. It must go on from the newest
+as the watch or torchrun's agent would do), or asked to end. Every fifth then harms the checkpoints: a bit flips, a file is cut
+or deleted, a half-written folder appears, LATEST lies. After each the same run is started again. It must go on from the newest
 checkpoint that nothing harmed, and its final weights, AdamW state and losses must be, bit for bit, those of an undisturbed run.
 
-A checkpoint is due at every step. That is agreed on a step late, so after a start the first comes at the second step, and each is
-written during the next one: a fault of a process may cost INTERVAL + 1 steps, and one that harms the newest checkpoint INTERVAL more.
+A checkpoint is due at every step. That is agreed on a step late, so after a start the first comes at the second step, and each
+is written during the next one: a fault of a process may cost INTERVAL + 1 steps, and harm to the newest checkpoint INTERVAL more.
 
-The ranks are forks of one process that has loaded everything, because a fresh start takes seconds. Exit code 1 if anything differs.
+The ranks are forks of one process that has loaded everything, because a fresh start takes seconds. Exit code 1 if anything
+differs.
 """
 
 from __future__ import annotations
