@@ -3,8 +3,8 @@
     python benchmarks/faults.py --faults 200
 
 Four of five faults hit processes while they start, step or write: one or both are killed, stopped (and killed a moment later,
-as the watch or torchrun's agent would do), or asked to end. Every fifth then harms the checkpoints: a bit flips, a file is cut or
-deleted, a half-written folder appears, LATEST lies. After each the same run is started again. It must go on from the newest
+as the watch or torchrun's agent would do), or asked to end. Every fifth then harms the checkpoints: a bit flips, a file is cut
+or deleted, a half-written folder appears, LATEST lies. After each the same run is started again. It must go on from the newest
 checkpoint that nothing harmed, and its final weights, AdamW state and losses must be, bit for bit, those of an undisturbed run.
 
 A checkpoint is due at every step. That is agreed on a step late, so after a start the first comes at the second step, and
