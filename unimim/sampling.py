@@ -11,7 +11,7 @@ from torch import Tensor
 from .address import rng
 from .axes import MaskSampler, Views
 from .recipe import Recipe
-from .types import Batch, Geometry, Mask, Rendition, Size, View
+from .types import Batch, Geometry, Mask, Rendition, View
 
 CROPS, MASKS = 1, 2
 """Purposes, the last part of a draw's address."""
@@ -35,12 +35,6 @@ class Sampling:
         self.views: Views = recipe.views.build()
         self.masks: dict[str, MaskSampler] = {view: mask.build() for view, mask in recipe.masks.items()}
         self.counts: dict[str, int | None] = {v: mask.num_hidden(self.grid) for v, mask in recipe.masks.items()}
-
-    @property
-    def smallest(self) -> Size:
-        """The largest size (H, W) any rendition needs; a decoder may stop at it."""
-        sizes = [self.size, *(rendition.size for rendition in self.renditions)]
-        return max(size[0] for size in sizes), max(size[1] for size in sizes)
 
     def __call__(self, image: Tensor, epoch: int, index: int) -> Sample:
         """image uint8 (C, H, W) -> its sample in that epoch."""

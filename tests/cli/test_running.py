@@ -116,7 +116,7 @@ def test_train_reports_every_problem_at_once(unimim: Unimim, tmp_path: Path) -> 
     assert ran.err.splitlines() == [
         "error: 7 problems",
         "  mae-micro: los: unknown field, did you mean 'loss'?",
-        f"  --data: cannot open images from '{tmp_path}/no': give an existing folder, an existing .zip file, "
+        f"  --data: cannot open images from '{tmp_path}/no': give a folder, a .zip or .tar, shards:DIR, parquet:PATH, hf:NAME, "
         "torchvision:NAME (such as torchvision:CIFAR10), or shapes",
         f"  --out: {tmp_path}/file is a file, not a folder",
         "  --micro-batch: input should be greater than 0, got 0",

@@ -199,25 +199,6 @@ def test_broken_metadata_harms_and_warns_nobody(kind: str, exif: bytes) -> None:
     assert torch.equal(decode(odd, "x"), decode(plain, "x"))
 
 
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))
-def test_draft_keeps_both_sides_at_least_min_size(width: int, height: int, min_size: int) -> None:
-    full = encode(Image.new("L", (width, height)), "JPEG")
-    _, drafted_height, drafted_width = decode(full, "x", min_size=min_size).shape
-    assert drafted_height >= min(height, min_size)
-    assert drafted_width >= min(width, min_size)
-    assert drafted_height * 16 > height  # at most one eighth
-
-
-def test_draft_shrinks_what_is_large_and_shows_the_same() -> None:
-    image = photo(512, 256)
-    small = decode(encode(image, "JPEG", quality=95), "x", min_size=64).float()
-    assert small.shape == (3, 64, 128)
-    whole = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
-    expected = torch.nn.functional.avg_pool2d(whole, 4)
-    assert (small[:2] - expected[:2]).abs().mean() < 3
-    assert decode(encode(image, "PNG"), "x", min_size=64).shape == (3, 256, 512)
-
-
 class Broken(Dataset[torch.Tensor]):
     def __len__(self) -> int:
         return 1

@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import struct
+import sys
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -222,6 +223,13 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
             open_both(str(tmp_path / spec))
     with pytest.raises(ValueError, match="'train' or 'val'"):
         open_source("shapes", "test")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("spec", "package"), [("parquet:x.parquet", "pyarrow"), ("hf:x", "datasets")])
+def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, spec: str, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf"the package {package} .*pip install \"unimim\[hf\]\""):
+        open_source(spec)
 
 
 def test_shapes_takes_options() -> None:

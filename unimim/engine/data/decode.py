@@ -44,7 +44,7 @@ class BadImage(ValueError):
         return f"{self.name}: {self.reason}" if self.reason else self.name
 
 
-def decode(data: bytes, name: str, min_size: int | None = None) -> torch.Tensor:
+def decode(data: bytes, name: str) -> torch.Tensor:
     """Decode the first frame of an image file, upright, as RGB.
 
     Transparency falls on white. Sixteen bits become eight by value / 257 rounded. 32-bit integers and floats become
@@ -54,8 +54,6 @@ def decode(data: bytes, name: str, min_size: int | None = None) -> torch.Tensor:
     Args:
         data: the whole file.
         name: the file's name in messages.
-        min_size: lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many pixels;
-            several times faster, for images that are scaled down as a whole afterwards.
 
     Returns:
         (3, H, W) uint8, in memory (H, W, 3), as decoders write it and as resizing reads it fastest.
@@ -72,8 +70,6 @@ def decode(data: bytes, name: str, min_size: int | None = None) -> torch.Tensor:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise BadImage(name, _too_large(f"{image.width} x {image.height} pixels"))
-                if min_size is not None:
-                    image.draft(None, (min_size, min_size))
                 return from_pillow(image, name)
     except BadImage:
         raise
