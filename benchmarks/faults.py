@@ -81,7 +81,7 @@ class Launch:
         port, fork = _free_port(), multiprocessing.get_context("fork")
         run = Run(out=out, device="cpu", workers=0, parallel="fsdp", log_every=1, checkpoint_minutes=checkpoint_minutes)
         arguments = [(rank, port, self.path, run, steps) for rank in (0, 1)]
-        self.ranks: list[BaseProcess] = [fork.Process(target=train_rank, args=each) for each in arguments]
+        self.ranks: list[BaseProcess] = [fork.Process(target=train_rank, args=each, daemon=True) for each in arguments]
         for rank in self.ranks:
             rank.start()
 
@@ -183,7 +183,8 @@ class Campaign:
 
     def harm(self, kind: str) -> None:
         whole = self.whole()
-        if len(whole) < 2 and kind in HARMFUL:  # nothing could be asked of a run whose last checkpoint is gone
+        bare = len(whole) < 2 or step_of(whole[0]) - step_of(whole[1]) > INTERVAL or {*self.pending} & {*HARMFUL}
+        if kind in HARMFUL and bare:  # what would be lost then is more than two checkpoints can prevent
             kind = HARMLESS[0]
         if kind in HARMFUL:
             file = self.draws.choice(sorted(path for path in whole[0].rglob("*") if path.is_file()))

@@ -43,7 +43,7 @@ def test_a_save_may_end_at_any_call(tmp_path: Path, capsys: pytest.CaptureFixtur
             f"ENOSPC points {points}, usable {counts['full_usable']}, claimed success {counts['claimed']}; "
             f"unsynced renames {counts['unsynced']}; dir fsyncs {counts['folder_fsyncs']}"
         )
-    assert points > 30
+    assert points > 20
     assert counts["killed"] == counts["full"] == points, done.stderr[-4000:]
     assert whole == counts["full_usable"] == points, done.stderr[-4000:]
     assert counts["old"] > 0
