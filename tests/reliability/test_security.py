@@ -147,14 +147,14 @@ def archive(folder: Path, mark: Path) -> None:
 
 def read_all(path: Path) -> None:
     before = {*path.parent.parent.rglob("*")}
-    with suppress(
-        ValueError
-    ):  # refusing the file, or an image of it (BadImage), is right; what counts is what is written
+    index = path.with_name(f"{path.name}.index.npz")  # what a tar is opened by, beside it
+    # Refusing the file, or an image of it, is right; what counts is what is written.
+    with suppress(ValueError):
         source = open_source(str(path), "train")
-        for index in range(len(source)):
+        for place in range(len(source)):
             with suppress(BadImage):
-                source.read(index)
-    assert {*path.parent.parent.rglob("*")} == before
+                source.read(place)
+    assert {*path.parent.parent.rglob("*")} - {index} == before
 
 
 def yaml_tags(folder: Path, mark: Path) -> None:
