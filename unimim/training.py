@@ -48,7 +48,7 @@ def train_recipe(
     """
     source = open_source(data, "train")
     source = in_memory(source) if cached else source
-    with process_group(run) as device, only_writer(run.out) if rank() == 0 else nullcontext(), status_of(run.out):
+    with process_group(run) as device, holding(run.out), status_of(run.out):
         plan = plan_of(recipe, source)
         record = describe(recipe, data, source, run)
         before = claim(run.out, record, plan.total_steps, allowed)
@@ -70,6 +70,15 @@ def train_recipe(
             finish(run.out, record | {"status": outcome.status, "step": outcome.step, "seconds": round(seconds, 1)})
             write_status(run.out, outcome.status, outcome.step)
     return outcome
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Rank 0 is the folder's only writer. The others wait until it is, so that none touches the folder of a refused run."""
+    with only_writer(folder) if rank() == 0 else nullcontext():
+        if world_size() > 1:
+            torch.distributed.barrier()
+        yield
 
 
 @contextmanager

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from unimim.engine.folder import only_writer, read_status, write_status
+
+from .processes import begun, train, wait_for
 
 
 def hold(folder: Path) -> int:
@@ -46,3 +49,20 @@ def test_status_says_how_a_run_ended(tmp_path: Path) -> None:
     write_status(tmp_path, "preempted", 7)
     status = read_status(tmp_path)
     assert (status["status"], status["step"], status["exit_code"]) == ("preempted", 7, 75)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_refused_run_of_two_processes_leaves_the_live_ones_status(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    live = train(out)
+    assert wait_for(lambda: begun(out)), out.with_suffix(".log").read_text()[-3000:]
+    before = read_status(out)
+    (tmp_path / "link").symlink_to(out)
+    second = train(tmp_path / "link")
+    assert second.wait(90) != 0
+    assert "is being written by process" in (tmp_path / "link.log").read_text()
+    assert read_status(out) == before
+    os.kill(live.pid, signal.SIGTERM)
+    live.wait(60)
+    assert read_status(out)["status"] == "preempted"

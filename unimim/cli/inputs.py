@@ -103,13 +103,13 @@ def run_options(
         for item in error.errors():
             name = str(item["loc"][0]).replace("_", "-")
             problems.add(f"--{name}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']}")
-    for name in given.get("loggers", ()):
+    for name in found.loggers if found else ():
         with problems.of("--logger"):
             plugins()["loggers"][name]()
     if procs < 1:
         problems.add(f"--procs: at least 1, got {procs}")
     try:
-        kind, count = torch.device(given.get("device", "cpu")).type, torch.cuda.device_count()
+        kind, count = torch.device(found.device if found else "cpu").type, torch.cuda.device_count()
         if kind == "cuda" and count < procs:
             problems.add(f"--device: {procs} GPUs are needed, one for each process, but torch sees {count}")
     except RuntimeError:

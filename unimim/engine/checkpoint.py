@@ -20,6 +20,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +86,12 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def close(self) -> None:
+        """Finish what is being written, well or not, and end the thread that writes."""
+        with suppress(CheckpointError):
+            self.wait()
+        self._thread.shutdown()
 
     def newest(self) -> Found | None:
         """The newest whole checkpoint, the same on every process; None if the folder holds none at all.

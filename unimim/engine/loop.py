@@ -6,7 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -289,6 +289,7 @@ def give_up(
     checkpoints = Checkpoints(folder, keep=1)
     checkpoints.save(step, training_state(objective, optimizer), student_state(objective), {})
     checkpoints.wait()
+    checkpoints.close()
     micro, repeats = split(plan.batch, world_size(), run.micro_batch)
     shares = addresses(plan, micro, repeats, step)
     terms = {name: value for name, value in losses.items() if name == "loss" or len(losses) > 2}
@@ -327,8 +328,7 @@ def finishing(checkpoints: Checkpoints) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(CheckpointError):
-            checkpoints.wait()
+        checkpoints.close()
 
 
 @contextmanager

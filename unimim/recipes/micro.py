@@ -12,8 +12,8 @@ MICRO_BLOCK = {"name": "block", "min_block": 4, "exact": True}
 def micro_student(masking: str = "replace") -> Any:
     """One ViT for all: MAE's positions and start values, with which a few hundred steps suffice to learn something.
 
-    With the BEiT family's small start values, layer scale and relative positions, MaskDistill reached 14.5 % on `shapes` in
-    750 steps; with these, 63.2 %.
+    MaskDistill's linear probe on `shapes` after 750 steps, one seed, rate 3e-3: 16.9 % with the BEiT family's small start
+    values, layer scale and relative positions; 63.2 % with these.
     """
     student = {"name": "vit", "size": "micro", "image_size": 64, "patch_size": 8, "masking": masking}
     return ours(student | {"positions": "sincos", "init": "xavier"}, "one student for all micro recipes")
