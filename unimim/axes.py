@@ -40,9 +40,19 @@ class Student(Component, nn.Module):
             return True
 
         @property
+        def can_substitute(self) -> bool:
+            """Takes a mask with `source`: another patch's embedding in place of a hidden one's."""
+            return False
+
+        @property
         def num_blocks(self) -> int:
-            """Blocks that a Tap can name."""
+            """Blocks that a Tap can name, all as wide as the tokens."""
             return 0
+
+        @property
+        def num_layers(self) -> int:
+            """Layers for layer-wise rates, between the embeddings and what follows the last block."""
+            return self.num_blocks
 
         @property
         def num_prefix(self) -> int:
@@ -62,7 +72,7 @@ class Student(Component, nn.Module):
         """view, mask (None: the whole image) -> Encoded with the asked taps."""
 
     def layer_of(self, parameter: str) -> int:
-        """For layer-wise rates: 0 for embeddings, k for block k (1-based), num_blocks + 1 for the rest."""
+        """For layer-wise rates: 0 for embeddings, k for block k (1-based), num_layers + 1 for the rest."""
         raise ValueError(
             f"student {type(self).__name__} does not say which layer {parameter!r} belongs to; unset layer_decay"
         )
@@ -246,6 +256,11 @@ class MaskSampler(Component):
             return 1
 
         @property
+        def substitutes(self) -> bool:
+            """Some hidden patches show another patch, or themselves, instead of the mask token; see `source`."""
+            return False
+
+        @property
         def reads_saliency(self) -> bool:
             """Drawn on the device from the first term's teacher instead of in the loader; its count must be exact."""
             return False
@@ -260,6 +275,10 @@ class MaskSampler(Component):
     @abstractmethod
     def sample(self, grid: Size, rng: Rng) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """-> (K, N) bool, True = hidden. A sampler that reads saliency returns any mask of the right count."""
+
+    def source(self, hidden: np.ndarray[Any, np.dtype[np.bool_]], rng: Rng) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """hidden (K, N) -> (K, N) int64, the patch shown at each position or -1, for samplers that substitute."""
+        raise TypeError(f"{type(self).__name__} does not substitute patches")
 
     def from_saliency(self, saliency: Tensor, noise: Tensor) -> tuple[Mask, ...]:
         """saliency (B, N), noise (B, N) uniform in [0, 1) -> K masks, for samplers that read saliency."""

@@ -34,7 +34,7 @@ def unimim_norms() -> Mapping[str, str]:
 
 @hookimpl
 def unimim_students() -> Mapping[str, str]:
-    return {"vit": "unimim.students.vit:ViT"}
+    return {"vit": "unimim.students.vit:ViT", "swin": "unimim.students.swin:Swin"}
 
 
 @hookimpl

@@ -28,26 +28,47 @@ class NoMask(MaskSampler):
 
 
 class Random(MaskSampler):
-    """Uniformly random patches; int(N (1 - ratio)) stay visible, as in MAE (efb2a80, models_mae.py random_masking)."""
+    """Uniformly random units of `unit` x `unit` patches; int(U (1 - ratio)) of the U units stay visible.
+
+    With single patches that is MAE's masking (facebookresearch/mae @ efb2a80, models_mae.py random_masking); with units of
+    32 pixels SimMIM's, which hides ceil(U ratio) of them (microsoft/SimMIM @ d3e29bc, data/data_simmim.py): the same number.
+    """
 
     class Config(MaskSampler.Config):
+        """unit: side of a unit, in patches."""
+
         name: Literal["random"] = "random"
         ratio: float = Field(0.75, gt=0, lt=1)
+        unit: int = Field(1, gt=0)
+
+        def units(self, grid: Size) -> Size:
+            """The grid of units. ValueError if it is not whole."""
+            if grid[0] % self.unit or grid[1] % self.unit:
+                whole = [unit for unit in range(1, min(grid) + 1) if grid[0] % unit == grid[1] % unit == 0]
+                nearest = min(whole, key=lambda unit: abs(unit - self.unit))
+                raise ValueError(
+                    f"unit: {grid[0]}x{grid[1]} patches are not whole units of {self.unit}x{self.unit}; nearest {nearest}"
+                )
+            return grid[0] // self.unit, grid[1] // self.unit
+
+        def num_hidden_units(self, grid: Size) -> int:
+            rows, columns = self.units(grid)
+            visible = int(rows * columns * (1 - self.ratio))
+            if visible < 1 or visible == rows * columns:
+                what = "patches" if self.unit == 1 else "units"
+                raise ValueError(
+                    f"ratio {self.ratio} of {rows * columns} {what} leaves {visible} visible; choose another ratio"
+                )
+            return rows * columns - visible
 
         def num_hidden(self, grid: Size) -> int | None:
-            num_tokens = grid[0] * grid[1]
-            visible = int(num_tokens * (1 - self.ratio))
-            if visible < 1 or visible == num_tokens:
-                raise ValueError(
-                    f"ratio {self.ratio} of {num_tokens} patches leaves {visible} visible; choose another ratio"
-                )
-            return num_tokens - visible
+            return self.num_hidden_units(grid) * self.unit**2
 
     def sample(self, grid: Size, rng: Rng) -> Hidden:
-        num_hidden = self.config.num_hidden(grid)
-        hidden = np.zeros((1, grid[0] * grid[1]), dtype=bool)
-        hidden[0, rng.permutation(grid[0] * grid[1])[:num_hidden]] = True
-        return hidden
+        side, units = self.config.unit, self.config.units(grid)
+        hidden = np.zeros(units[0] * units[1], dtype=bool)
+        hidden[rng.permutation(hidden.size)[: self.config.num_hidden_units(grid)]] = True
+        return hidden.reshape(units).repeat(side, 0).repeat(side, 1).reshape(1, -1)
 
 
 class Block(MaskSampler):

@@ -175,7 +175,7 @@ class Objective(nn.Module):
         owner, _, name = parameter.partition(".")
         if owner != "student":
             return 0
-        return self.recipe.student.num_blocks + 1 - self.student.layer_of(name)
+        return self.recipe.student.num_layers + 1 - self.student.layer_of(name)
 
     def training_state(self) -> dict[str, Tensor]:
         """The state dict without teachers whose weights are loaded whenever they are built."""

@@ -152,6 +152,11 @@ def _student_problems(recipe: Recipe) -> list[str]:
             problems.append(
                 f"masks.{view}: mask {mask.name!r} hides patches, but student {student.name!r} cannot (masking: none)"
             )
+        if mask.substitutes and not student.can_substitute:
+            problems.append(
+                f"masks.{view}: mask {mask.name!r} shows other patches in place of hidden ones, but student "
+                f"{student.name!r} cannot; use masking: replace"
+            )
         if varies and not student.dense:
             problems.append(
                 f"masks.{view}: student {student.name!r} drops hidden patches and needs the same count in every image, "

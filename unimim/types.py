@@ -117,6 +117,8 @@ class Mask(_Tensors):
     hidden (B, N) bool.  hidden_index (B, M), visible_index (B, L) int64, ascending. Where the count varies between
     images the indices are padded to the batch maximum and hidden_valid / visible_valid (bool, same shape) tell the real
     ones; None means every entry is real, and then every shape is static.
+    source (B, N) int64: the patch whose embedding stands at each position, -1 for the mask token; None means that hidden
+    patches show the mask token and the others themselves.
     """
 
     hidden: Tensor
@@ -124,6 +126,16 @@ class Mask(_Tensors):
     visible_index: Tensor
     hidden_valid: Tensor | None = None
     visible_valid: Tensor | None = None
+    source: Tensor | None = None
+
+    @property
+    def unseen(self) -> Tensor:
+        """(B, N) bool: patches of which the student sees nothing, at their own place or at another."""
+        if self.source is None:
+            return self.hidden
+        num_tokens = self.hidden.shape[1]
+        shown = torch.zeros(len(self.hidden), num_tokens + 1, dtype=torch.bool, device=self.hidden.device)
+        return ~shown.scatter(1, self.source.remainder(num_tokens + 1), True)[:, :num_tokens]
 
     @classmethod
     def from_hidden(cls, hidden: Tensor, num_hidden: int | None = None) -> Mask:

@@ -25,6 +25,8 @@ CHECKS: Mapping[str, Callable[..., None]] = {
 VIT = dict(testing.TOY)
 DROP = VIT | {"masking": "drop", "positions": "sincos"}
 BEIT = VIT | {"positions": "none", "relative_positions": "shared", "layer_scale": 0.1, "qkv_bias": "qv"}
+SWIN = {"name": "swin", "image_size": (32, 64), "patch_size": 2, "dim": 8, "depths": (2, 2, 2), "num_heads": (1, 2, 2)}
+SWIN |= {"window": 4}
 CLIP = {"name": "open_clip", "model": "<tiny_clip>"}
 TIMM = {"name": "timm", "model": "test_vit", "pretrained": False}
 KMEANS = {"name": "kmeans", "teacher": "pixel", "num_codes": 16, "iterations": 2}
@@ -73,7 +75,8 @@ TOYS: Mapping[str, Mapping[str, list[Any]]] = {
             VIT | {"class_token": False, "num_registers": 2, "final_norm": False, "init": "xavier"},
             VIT | {"patch_size": (8, 4), "channels": 1, "mean": [0.5], "std": [0.2]},
             VIT | {"drop_path": 0.2, "attention_dropout": 0.1},
-        ]
+        ],
+        "swin": [SWIN, SWIN | {"masking": "drop", "init": "xavier"}, SWIN | {"masking": "none", "window": 8}],
     },
     "heads": {
         "fc": ["fc", {"name": "fc", "init": "xavier"}],

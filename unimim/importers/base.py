@@ -14,7 +14,6 @@ from torch import Tensor
 from ..objective import Objective
 from ..recipe import Recipe, load, override
 from ..registry import plugins
-from ..students.vit import SIZES
 from ..training import build
 from ..types import TargetSpec
 from ..weights import check
@@ -74,6 +73,13 @@ class Importer(ABC):
     def summary(self) -> str:
         return (type(self).__doc__ or "").partition("\n")[0]
 
+    def adapt(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The official tensors, under their official names, laid out as ours are: axes in our order, nothing else changed.
+
+        Also of a part of them: gradients are laid out by the same rule.
+        """
+        return state
+
     @abstractmethod
     def infer(self, state: Mapping[str, Tensor]) -> Mapping[str, Any]:
         """{dotted recipe key: value} that the tensors tell, "student.dim" among them; UNTOLD where an override must."""
@@ -90,13 +96,14 @@ class Importer(ABC):
         overrides: key=value assignments to the recipe, e.g. student.num_heads=4. allow_missing_head: take a file of the
         encoder alone. ValueError if a tensor is missing, misshapen or unknown to the recipe, or a fixed table differs.
         """
+        state = self.adapt(state)
         loaded, ignored = self._rename(state)
         headless = not any(name.startswith(HEAD) for name in loaded)
         if headless and loaded and not allow_missing_head:
             hint = f"; {self.complete}" if self.complete else ""
             raise ValueError(f"no tensors of the head{hint}; or allow a missing head, which then starts afresh")
         recipe = self._describe(state, overrides)
-        tensors = {name: state[key] for name, key in loaded.items()}
+        tensors = {name: state[key].contiguous() for name, key in loaded.items()}
         notes = self.notes
         if self.momentum and not any(name.startswith(COPY) for name in loaded):
             tensors |= {COPY + name: tensor for name, tensor in tensors.items() if name.startswith(STUDENT)}
@@ -144,10 +151,10 @@ class Importer(ABC):
         return load(data)
 
     def _sized(self, dim: int) -> str:
-        names = [
-            f"{self.recipe}-{size}" for size, numbers in SIZES.items() if numbers["dim"] == dim and size != "micro"
-        ]
-        return next((name for name in names if name in plugins()["recipes"]), self.recipe)
+        """The registered recipe, or that of its sizes whose student has this width."""
+        sizes = [name for name in plugins()["recipes"] if name.rpartition("-")[0] == self.recipe]
+        names = [name for name in (self.recipe, *sizes) if not name.endswith("-micro")]
+        return next((name for name in names if load(name).data()["student"]["dim"] == dim), self.recipe)
 
     def _width(self, state: Mapping[str, Tensor]) -> int:
         need(state, self.prediction)

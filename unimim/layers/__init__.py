@@ -1,1 +1,24 @@
-"""Building blocks that students and heads share."""
+"""Building blocks that students and heads share; plugins may use every name below."""
+
+from __future__ import annotations
+
+from .blocks import Attention, Block, attend, init_truncated, init_xavier, truncated_normal
+from .positions import RelativePositionBias, relative_index, sincos_2d
+from .units import PatchMerge, inner_positions, to_units
+from .windows import WindowAttention
+
+__all__ = [
+    "Attention",
+    "Block",
+    "PatchMerge",
+    "RelativePositionBias",
+    "WindowAttention",
+    "attend",
+    "init_truncated",
+    "init_xavier",
+    "inner_positions",
+    "relative_index",
+    "sincos_2d",
+    "to_units",
+    "truncated_normal",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,7 @@ class Block(nn.Module):
     """x + s1 * Attention(LN(x)), then x + s2 * MLP(LN(x)), with layer scale s (or none) and drop path.
 
     forward returns the stream and the MLP branch as it is before the addition (data2vec's "fc" target).
+    attention: what to mix tokens with instead of `Attention`, a module of (x, context).
     """
 
     def __init__(
@@ -66,10 +67,11 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         attention_dropout: float = 0.0,
         eps: float = 1e-6,
+        attention: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(dim, num_heads, qkv_bias, attention_dropout)
+        self.attn: Any = attention or Attention(dim, num_heads, qkv_bias, attention_dropout)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
@@ -77,18 +79,19 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.recompute = False
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (B, L, D), bias broadcastable to (B, heads, L, L) -> stream (B, L, D), MLP branch (B, L, D).
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, L, D) -> stream (B, L, D), MLP branch (B, L, D).
 
+        context: what the attention reads beside x; for `Attention` a bias broadcastable to (B, heads, L, L).
         With `recompute` set only the input is kept for the backward pass, which computes the rest once more.
         """
         if self.recompute and torch.is_grad_enabled():
-            outputs: tuple[Tensor, Tensor] = checkpoint(self._run, x, bias, use_reentrant=False)
+            outputs: tuple[Tensor, Tensor] = checkpoint(self._run, x, context, use_reentrant=False)
             return outputs
-        return self._run(x, bias)
+        return self._run(x, context)
 
-    def _run(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), bias)))
+    def _run(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), context)))
         branch = self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return x + branch, branch
 

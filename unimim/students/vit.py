@@ -110,6 +110,10 @@ class ViT(Student):
             return self.masking != "none"
 
         @property
+        def can_substitute(self) -> bool:
+            return self.masking == "replace"
+
+        @property
         def num_blocks(self) -> int:
             return self.depth
 
@@ -208,7 +212,9 @@ class ViT(Student):
         """The sequence (B, P + L, D) that enters the first block, and the kept positions (B, L) if patches were dropped."""
         tokens = self.patch_embed((view.pixels() - self.mean) / self.std)
         if mask is not None and self.mask_token is not None:
-            tokens = torch.where(mask.hidden.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
+            masked = mask.hidden if mask.source is None else mask.source < 0
+            shown = tokens if mask.source is None else gather(tokens, mask.source.clamp_min(0))
+            tokens = torch.where(masked.unsqueeze(-1), self.mask_token.to(tokens.dtype), shown)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed[:, self.num_prefix :]
         kept = mask.visible_index if mask is not None and not self.config.dense else None

@@ -1,18 +1,14 @@
-"""The conformance kit: whether a component keeps the contract of its axis, for the tests of a plugin.
-
-    from unimim import testing
-
-    def test_my_teacher() -> None:
-        testing.check_teacher({"name": "mine", "width": 8})
+"""The conformance kit: whether a component keeps the contract of its axis.
 
 A check takes a registered component as a name, a mapping or a Config, builds it beside a toy student and raises
-AssertionError with the rule and what was seen. It needs no test framework.
+AssertionError with the rule and what was seen.
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,13 +19,13 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from .address import rng, uniform
-from .axes import HeadConfig, LossConfig, MaskConfig, NormConfig, StudentConfig, Teacher, TeacherConfig, ViewsConfig
-from .objective import Objective
-from .recipe import Recipe, load
-from .registry import Component, plugins
-from .sampling import Sampling
-from .types import Encoded, Geometry, Mask, Progress, Query, Rendition, Size, Tap, Target, TargetSpec, View
+from ..address import rng, uniform
+from ..axes import HeadConfig, LossConfig, MaskConfig, NormConfig, StudentConfig, Teacher, TeacherConfig, ViewsConfig
+from ..objective import Objective
+from ..recipe import Recipe, load
+from ..registry import Component, plugins
+from ..sampling import Sampling
+from ..types import Encoded, Geometry, Mask, Progress, Query, Rendition, Size, Tap, Target, TargetSpec, View
 
 Named = str | Mapping[str, Any] | Component.Config
 """A component as a recipe names it."""
@@ -204,8 +200,8 @@ def _check_taps(must: Must, student: Any, view: View, mask: Mask | None) -> None
 
 
 def _check_blind(must: Must, student: Any, view: View, mask: Mask) -> None:
-    """What a hidden patch shows has no influence at all; what a visible one shows has some."""
-    seen, blind = student(view, mask), student(_disturb(view, mask.hidden, student.geometry), mask)
+    """What an unseen patch shows has no influence at all; what a visible one shows has some."""
+    seen, blind = student(view, mask), student(_disturb(view, mask.unseen, student.geometry), mask)
     leak = max(_difference(seen.tokens, blind.tokens), _difference(seen.prefix, blind.prefix))
     must(leak == 0.0, f"hidden pixels must not reach the student's output, but changed it by {leak:.2g}")
     other = student(_disturb(view, ~mask.hidden, student.geometry), mask)
@@ -221,9 +217,9 @@ def _check_layers(must: Must, student: Any) -> None:
         except ValueError:
             refused.append(name)
     must(not (layers and refused), f"layer_of answers for some parameters, but not for {refused}")
-    last = student.config.num_blocks + 1
+    last = student.config.num_layers + 1
     wrong = {name: layer for name, layer in layers.items() if not 0 <= layer <= last}
-    must(not wrong, f"layer_of must lie in [0, num_blocks + 1] = [0, {last}], but says {wrong}")
+    must(not wrong, f"layer_of must lie in [0, num_layers + 1] = [0, {last}], but says {wrong}")
 
 
 def check_head(head: Named, student: Named = TOY, out_dim: int = 5) -> None:
@@ -316,8 +312,23 @@ def check_mask(mask: Named, grids: Sequence[Size] = ((4, 6), (7, 7), (14, 14))) 
             must(right, f"num_hidden({grid}) promises {count} hidden patches, but it drew {seen}")
             must(count == 0 or min(seen) > 0, f"it hid nothing on a {grid} grid; if that is meant, num_hidden says 0")
             must(max(seen) < shape[1], f"it hid every patch of a {grid} grid, which leaves the student nothing")
+        if config.substitutes:
+            _check_source(must, built, grid)
         if config.reads_saliency:
             _check_saliency(must, built, count, shape)
+
+
+def _check_source(must: Must, sampler: Any, grid: Size) -> None:
+    for seed in range(8):
+        hidden = sampler.sample(grid, rng(seed))
+        source, again = (sampler.source(hidden, rng(seed, 1)) for _ in range(2))
+        right = source.shape == hidden.shape and source.dtype == np.int64
+        must(right, f"source must be {hidden.shape} int64, not {source.shape} {source.dtype}")
+        must(np.array_equal(source, again), "source must draw from the generator it is given and from nothing else")
+        own = np.broadcast_to(np.arange(hidden.shape[1]), hidden.shape)
+        must(bool((source == own)[~hidden].all()), "a visible patch must show itself")
+        inside = bool(((source >= -1) & (source < hidden.shape[1])).all())
+        must(inside, "source must name a patch, or be -1 for the mask token")
 
 
 def _check_saliency(must: Must, sampler: Any, count: int | None, shape: tuple[int, int]) -> None:
@@ -475,7 +486,16 @@ def _masks(student: Any) -> list[Mask]:
     """The kinds of mask a student must take; none if it cannot hide."""
     if not student.can_hide:
         return []
-    return [_mask(student.geometry), *([_mask(student.geometry, varying=True)] if student.dense else [])]
+    kinds = [_mask(student.geometry), *([_mask(student.geometry, varying=True)] if student.dense else [])]
+    return [*kinds, *([_substituting(kinds[0])] if student.can_substitute else [])]
+
+
+def _substituting(mask: Mask) -> Mask:
+    """The mask with a third of the hidden patches as they are, and a third showing a visible patch."""
+    own = torch.arange(mask.hidden.shape[1]).expand_as(mask.hidden)
+    kind = torch.where(mask.hidden, own % 3, 0)
+    source = torch.where(kind == 1, mask.visible_index[:, :1], torch.where(mask.hidden & (kind == 0), -1, own))
+    return replace(mask, source=source)
 
 
 def _disturb(view: View, where: Tensor, geometry: Geometry) -> View:
