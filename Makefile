@@ -12,11 +12,11 @@ DEMO_DATA := shapes:train=8000,val=1000
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml plugins/unimim-example/pyproject.toml
+$(INSTALLED): pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'unimim needs Python 3.11 or newer, e.g. make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable plugins/unimim-example
+	$(BIN)/pip install --quiet --disable-pip-version-check $(patsubst %/pyproject.toml,--editable %,$(wildcard plugins/*/pyproject.toml))
 	touch $@
 
 demo: $(INSTALLED)

@@ -80,6 +80,8 @@ def unimim_importers() -> Mapping[str, str]:
         "mae": "unimim.importers.mae:MAE",
         "beit": "unimim.importers.beit:BEiT",
         "data2vec": "unimim.importers.data2vec:Data2vec",
+        "simmim": "unimim.importers.simmim:SimMIM",
+        "simmim-vit": "unimim.importers.simmim:SimMIMViT",
     }
 
 

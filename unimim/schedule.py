@@ -39,10 +39,11 @@ class Schedule(Frozen):
 class Optimization(Frozen):
     """AdamW with linear warm-up and a half cosine, per step:
 
-    lr(t) = peak t / W for t < W, then min_lr + (peak - min_lr) (1 + cos(pi (t - W) / (T - W))) / 2,
+    lr(t) = w + (peak - w) t / W for t < W, w = warmup_lr, then min_lr + (peak - min_lr) (1 + cos(pi (t - W) / (T - W))) / 2,
     where t counts steps, T is their total and W the warm-up steps. With `warmup_includes_peak` (BEiT) the warm-up is
-    peak t / (W - 1), which reaches the peak one step earlier (MAE: it does not). peak = lr, or lr * batch / 256 with
-    `lr_per_256`. Biases and vectors are never decayed; `no_decay` names further parameters by the last part of their name.
+    w + (peak - w) t / (W - 1), which reaches the peak one step earlier (MAE: it does not). peak = lr, or lr * batch / 256 with
+    `lr_per_256`, which leaves warmup_lr and min_lr as they are. Biases and vectors are never decayed; `no_decay` names further
+    parameters by the last part of their name.
     `layer_decay` d multiplies the rate of student block k of depth n (1-based) by d^(n + 1 - k), of its embeddings by
     d^(n + 1), and leaves everything else.
     """
@@ -51,6 +52,7 @@ class Optimization(Frozen):
     lr_per_256: bool = False
     min_lr: float = Field(0.0, ge=0)
     warmup_epochs: float = Field(0.0, ge=0, le=1e6)
+    warmup_lr: float = Field(0.0, ge=0)
     warmup_includes_peak: bool = False
     weight_decay: float = Field(0.05, ge=0)
     no_decay: tuple[str, ...] = ()
@@ -67,6 +69,6 @@ class Optimization(Frozen):
         peak, warmup = self.peak(batch), self.warmup_epochs * steps_per_epoch
         if step < warmup:
             ramp = warmup - 1 if self.warmup_includes_peak else warmup
-            return peak * min(step / ramp, 1.0) if ramp > 0 else peak
+            return self.warmup_lr + (peak - self.warmup_lr) * min(step / ramp, 1.0) if ramp > 0 else peak
         done = (step - warmup) / max(total_steps - warmup, 1)
         return self.min_lr + (peak - self.min_lr) * (1 + math.cos(math.pi * min(done, 1.0))) / 2

@@ -19,8 +19,11 @@ from unimim.registry import plugins
 from unimim.training import build, plan_of
 
 STEPS = 20
-STUDENT = ("image_size=16", "patch_size=4", "dim=16", "depth=2", "num_heads=2", "drop_path=0", "attention_dropout=0")
-TINY = (*(f"student.{change}" for change in STUDENT), "batch=8", f"epochs={STEPS / 3}", "precision=float32")
+STUDENT = {
+    "vit": ("image_size=16", "patch_size=4", "dim=16", "depth=2", "num_heads=2", "drop_path=0", "attention_dropout=0"),
+    "swin": ("image_size=16", "patch_size=2", "dim=8", "depths=[2,2]", "num_heads=[1,2]", "window=4", "drop_path=0"),
+}
+TINY = ("batch=8", f"epochs={STEPS / 3}", "precision=float32")
 POLICY = ("optimization.lr=1e-3", "optimization.lr_per_256=false", "optimization.warmup_epochs=1", toys.SMOOTH)
 TEACHER = {
     "open_clip": ("teacher.model=local-dir:CLIP", "teacher.pretrained=null"),
@@ -42,7 +45,8 @@ def tiny(name: str, clip: Path) -> Recipe:
         more += toys.DECODER
     if mask.name == "block":
         more += ["mask.count=null", "mask.ratio=0.4", "mask.min_block=4"]
-    return load(name, [*TINY, *POLICY, *more])
+    student = (f"student.{change}" for change in STUDENT[load(name).student.name])
+    return load(name, [*student, *TINY, *POLICY, *more])
 
 
 def main(out: Path, clip: Path, **options: Any) -> None:

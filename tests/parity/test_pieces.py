@@ -15,12 +15,12 @@ from unimim.address import rng
 from unimim.engine.optim import adamw, parameter_groups, set_rate
 from unimim.importers.base import apply
 from unimim.importers.vit import BEIT_ENCODER
+from unimim.layers import patchify, unpatchify
 from unimim.layers.positions import RelativePositionBias, relative_index, sincos_2d
 from unimim.losses import L2, Cosine, SmoothL1
 from unimim.masks import Block, Random
 from unimim.norms import Identity, Layer
 from unimim.schedule import Optimization
-from unimim.teachers.pixel import patchify, unpatchify
 
 
 def test_patches_and_their_norm(piece: Any) -> None:

@@ -35,20 +35,56 @@ from typing import TYPE_CHECKING, Any
 _HOME = {
     "Importer": "base",
     "Imported": "base",
+    "UNTOLD": "base",
+    "need": "base",
+    "BLOCK": "vit",
+    "ENCODER": "vit",
+    "count": "vit",
     "encoder": "vit",
+    "ratio": "vit",
+    "under": "vit",
+    "DECODER": "mae",
+    "decoder": "mae",
+    "decoder_positions": "mae",
+    "SWIN_ENCODER": "swin",
+    "SWIN_IGNORED": "swin",
+    "swin_encoder": "swin",
     "read_checkpoint": "official",
     "export_timm": "timm",
     "convert": "commands",
     "export": "commands",
 }
-__all__ = ["Imported", "Importer", "convert", "encoder", "export", "export_timm", "read_checkpoint"]
+__all__ = [
+    "BLOCK",
+    "DECODER",
+    "ENCODER",
+    "SWIN_ENCODER",
+    "SWIN_IGNORED",
+    "UNTOLD",
+    "Imported",
+    "Importer",
+    "convert",
+    "count",
+    "decoder",
+    "decoder_positions",
+    "encoder",
+    "export",
+    "export_timm",
+    "need",
+    "ratio",
+    "read_checkpoint",
+    "swin_encoder",
+    "under",
+]
 
 if TYPE_CHECKING:
-    from .base import Imported, Importer
+    from .base import UNTOLD, Imported, Importer, need
     from .commands import convert, export
+    from .mae import DECODER, decoder, decoder_positions
     from .official import read_checkpoint
+    from .swin import SWIN_ENCODER, SWIN_IGNORED, swin_encoder
     from .timm import export_timm
-    from .vit import encoder
+    from .vit import BLOCK, ENCODER, count, encoder, ratio, under
 
 
 def __getattr__(name: str) -> Any:

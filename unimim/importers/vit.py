@@ -56,9 +56,15 @@ def encoder(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Any]:
     return {f"student.{key}": value for key, value in (sizes | pixels).items()}
 
 
-def beit_encoder(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def under(prefix: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of a table of official names (regular expressions), for a network that stands at `prefix`."""
+    return {rf"{prefix}\.{name}" if "|" not in name else rf"{prefix}\.(?:{name})": row for name, row in table.items()}
+
+
+def beit_encoder(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Any]:
     """`encoder`, and what BEiT's students add: mask tokens, layer scale, learned or relative positions."""
-    sizes = encoder(state)
+    sizes = encoder(state, prefix)
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     tables = {kind: state[at + TABLE] for kind, at in RELATIVE.items() if at + TABLE in state}
     if len(tables) > 1:
         raise ValueError("the file has a shared position table and one a block; no student of unimim adds both")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .blocks import Attention, Block, attend, init_truncated, init_xavier, truncated_normal
+from .patches import patchify, unpatchify
 from .positions import RelativePositionBias, relative_index, sincos_2d
 from .units import PatchMerge, inner_positions, to_units
 from .windows import WindowAttention
@@ -17,8 +18,10 @@ __all__ = [
     "init_truncated",
     "init_xavier",
     "inner_positions",
+    "patchify",
     "relative_index",
     "sincos_2d",
     "to_units",
     "truncated_normal",
+    "unpatchify",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..provenance import official, ours
 from . import Data, beit_style, sized
 from .micro import MICRO_BLOCK, micro_optimization, micro_student
 
 MAE = "facebookresearch/mae @ efb2a80"
 BEIT = "microsoft/unilm @ 768a3c8, beit"
+SIMMIM = "microsoft/SimMIM @ d3e29bc"
 DATA2VEC = "facebookresearch/data2vec_vision @ af9a363, beit"
 
 
@@ -130,6 +133,68 @@ def data2vec(size: str) -> Data:
     )
 
 
+def simmim(size: str) -> Data:
+    """SimMIM: pixels of hidden 32-pixel units under the last tokens of a Swin."""
+    large = size == "large"
+    recipe = {
+        "title": "SimMIM",
+        "row": "SimMIM (Liu et al., 2022b)",
+        **_simmim(large),
+        "student": official(
+            {"name": "swin", "size": size, "image_size": 192, "window": 12 if large else 6},
+            f"{SIMMIM}, models/simmim.py, configs/swin_{'large' if large else 'base'}__100ep",
+        ),
+        "mask": official({"name": "random", "ratio": 0.6}, f"{SIMMIM}, data/data_simmim.py; a unit is one last token"),
+    }
+    if size != "micro":
+        return recipe
+    student = {"name": "swin", "size": "micro", "image_size": 64, "patch_size": 2, "window": 8}
+    return recipe | micro_optimization() | {"student": ours(student, "8 x 8 last tokens, as the micro ViT")}
+
+
+def simmim_vit(size: str) -> Data:
+    """SimMIM with a plain ViT: pixels of hidden 32-pixel units."""
+    policy = {"lr": 4e-4, "min_lr": 4e-5, "warmup_lr": 2e-6, "no_decay": ["pos_embed", "prefix"]}
+    recipe = {
+        "title": "SimMIM (ViT)",
+        **_simmim(False, **policy),
+        "student": official(
+            {"name": "vit", "size": size, "drop_path": 0.1} | beit_style(0.1), f"{SIMMIM}, models/vision_transformer.py"
+        ),
+        "mask": official({"name": "random", "ratio": 0.6, "unit": 2}, f"{SIMMIM}, data/data_simmim.py"),
+        "epochs": official(800, f"{SIMMIM}, configs/vit_base__800ep"),
+    }
+    if size != "micro":
+        return recipe
+    mask = {"name": "random", "ratio": 0.6, "unit": 2}
+    return recipe | micro_optimization() | {"student": micro_student(), "mask": ours(mask, "two patches of eight wide")}
+
+
+def _simmim(large: bool, **policy: Any) -> dict[str, Any]:
+    """What SimMIM's recipes share: rates are for a batch of 2048, four times the 512 that the configs are written for."""
+    rates = {"lr": 8e-4, "min_lr": 4e-5, "warmup_lr": 4e-6, "no_decay": ["mask_token", "table"]}
+    common = {"warmup_epochs": 10, "weight_decay": 0.05, "betas": [0.9, 0.999], "clip_norm": 5.0}
+    return {
+        "paper": "Xie et al., 2022, SimMIM: A Simple Framework for Masked Image Modeling",
+        "status": "verified",
+        "teacher": official("pixel", f"{SIMMIM}, models/simmim.py: the student's own image"),
+        "norm": official("identity", f"{SIMMIM}, models/simmim.py"),
+        "head": official(
+            {"name": "fc", "init": ours("truncated", "the official one is a convolution with torch's")}, SIMMIM
+        ),
+        "loss": official("l1", f"{SIMMIM}, models/simmim.py"),
+        "views": official(
+            {"name": "crop", "scale": [0.67, 1.0], "interpolation": "bilinear"}, f"{SIMMIM}, data/data_simmim.py"
+        ),
+        "optimization": official(
+            rates | common | policy, f"{SIMMIM}, configs, optimizer.py; half cosine to the end: ours for 800"
+        ),
+        "batch": official(2048, f"{SIMMIM}, README"),
+        "epochs": official(800 if large else 100, f"{SIMMIM}, configs"),
+        "precision": ours("bfloat16", "official code uses apex O1"),
+    }
+
+
 _BEIT_OPTIMIZATION = {
     "lr": 1.5e-3,
     "min_lr": 1e-5,
@@ -147,6 +212,8 @@ def _beit_student(size: str, layer_scale: float) -> dict[str, object]:
 
 RECIPES = (
     sized("mae", mae, "base", "large", "huge", "micro")
+    | sized("simmim", simmim, "base", "large", "micro")
+    | sized("simmim-vit", simmim_vit, "base", "micro")
     | sized("beit", beit, "base", "large", "micro")
     | sized("data2vec", data2vec, "base", "large", "micro")
 )

@@ -166,7 +166,7 @@ class Swin(Student):
             self.geometry.image, config.patch_size, config.channels, config.dim, flatten=False
         )
         self.patch_norm = nn.LayerNorm(config.dim, eps=config.eps)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, 1, config.dim)) if config.masking == "replace" else None
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if config.masking == "replace" else None
         stages = range(len(config.depths))
         self.stages = nn.ModuleList(nn.ModuleList(self._blocks(stage)) for stage in stages)
         sides = [config.stride // (config.patch_size << stage) for stage in stages]  # of a unit, in tokens
