@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": set(),
     "comparison": JOINED | {"evaluation", "report"},
     "testing": COMPOSED,
-    "cli": JOINED | {"evaluation", "report", "comparison", "importers", "schema", "scaffold", "replay"},
+    "cli": JOINED | {"evaluation", "report", "comparison", "importers", "schema", "scaffold", "replay", "recipes"},
     "__main__": {"cli"},
 }
 """What each module or folder of unimim may import of the others; itself, and the version, always."""

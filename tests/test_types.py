@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from unimim import Batch, Encoded, Geometry, Mask, Progress, Rendition, View
+from unimim.axes import StudentConfig
 from unimim.types import gather, scatter
 
 
@@ -92,3 +96,24 @@ def test_geometry_counts_tokens_and_pixels_by_rows_and_columns() -> None:
 def test_progress_counts_epochs_of_steps() -> None:
     assert [Progress(step, 10, 4).epoch for step in (0, 3, 4, 9)] == [0, 0, 1, 2]
     assert Progress(5, 10, 4).fraction == 0.5
+
+
+def test_what_a_mask_with_substitutes_leaves_unseen() -> None:
+    """Hidden 0 and 1: 0 shows patch 3, 1 the mask token, 2 shows itself although it is asked about."""
+    hidden = torch.tensor([[True, True, True, False]])
+    mask = replace(Mask.from_hidden(hidden), source=torch.tensor([[3, -1, 2, 3]]))
+    assert mask.unseen.tolist() == [[True, True, False, False]]
+    assert Mask.from_hidden(hidden).unseen.equal(hidden)
+    assert mask.to("cpu").source.equal(mask.source)  # type: ignore[union-attr, arg-type]
+
+
+def test_a_vit_shows_the_source_of_every_patch() -> None:
+    config = {"image_size": 8, "patch_size": 4, "dim": 8, "depth": 1, "num_heads": 1, "positions": "none"}
+    student = TypeAdapter(StudentConfig).validate_python({"name": "vit", **config}).build()
+    with torch.no_grad():
+        student.mask_token.fill_(7.0)
+    view = View(torch.rand(1, 3, 8, 8))
+    plain, _ = student.embed(view)
+    mask = replace(Mask.from_hidden(torch.tensor([[True, True, True, False]])), source=torch.tensor([[3, -1, 2, 3]]))
+    seen, _ = student.embed(view, mask)
+    assert seen[0, 1:].equal(torch.stack([plain[0, 4], torch.full((8,), 7.0), plain[0, 3], plain[0, 4]]))

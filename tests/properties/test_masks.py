@@ -43,6 +43,30 @@ def test_random_hides_what_the_official_floor_leaves(grid: Grid, ratio: float, s
     assert hidden.mean() >= ratio - 1e-9, "the floor of visible patches makes the ratio at least what was asked for"
 
 
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), ratios, seeds)
+def test_random_units_are_hidden_whole(rows: int, columns: int, unit: int, ratio: float, seed: int) -> None:
+    sampler, grid = build(Random, ratio=ratio, unit=unit), (rows * unit, columns * unit)
+    visible = int(rows * columns * (1 - ratio))
+    if not 1 <= visible < rows * columns:
+        return
+    hidden = sampler.sample(grid, rng(seed)).reshape(rows, unit, columns, unit)
+    assert (hidden == hidden[:, :1, :, :1]).all()
+    assert hidden[:, 0, :, 0].sum() == rows * columns - visible
+    assert hidden.sum() == sampler.config.num_hidden(grid)
+
+
+@pytest.mark.parametrize(("units", "hidden"), [(36, 22), (49, 30)])
+def test_units_of_32_pixels_are_simmims(units: int, hidden: int) -> None:
+    """microsoft/SimMIM @ d3e29bc: ceil(0.6 x 36) of a 192-pixel and ceil(0.6 x 49) of a 224-pixel image."""
+    side = int(units**0.5)
+    assert build(Random, ratio=0.6, unit=2).config.num_hidden((2 * side, 2 * side)) == 4 * hidden
+
+
+def test_units_that_do_not_divide_the_grid_name_the_nearest_that_does() -> None:
+    with pytest.raises(ValueError, match=r"14x14 patches are not whole units of 4x4; nearest [27]"):
+        Random.Config(unit=4).num_hidden((14, 14))
+
+
 @given(grids, st.data(), st.integers(1, 40), st.floats(0.1, 1), st.booleans(), seeds)
 def test_block_hides_no_more_than_its_budget_and_exactly_it_if_exact(
     grid: Grid, data: st.DataObject, min_block: int, min_aspect: float, exact: bool, seed: int

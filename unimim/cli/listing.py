@@ -168,10 +168,11 @@ def table1(
     comma: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the paper's Table 1, as far as it is implemented."""
+    """Print the paper's Table 1, in its order, as far as it is installed."""
     if markdown + comma + as_json > 1:
         raise ValueError("give one of --md, --csv, --json")
     from ..recipe import load
+    from ..recipes.paper import TABLE1, place
 
     recipes = []
     for entry in live_plugins()["recipes"].entries.values():
@@ -181,6 +182,9 @@ def table1(
             remark(f"left out: {error}", "yellow")
             continue
         recipes += [recipe] if recipe.row else []
+    recipes.sort(key=lambda recipe: place(recipe.row, recipe.axes()["teacher"]))
+    found = {place(recipe.row, recipe.axes()["teacher"]) for recipe in recipes}
+    missing = [row.method.partition(" (")[0] for number, row in enumerate(TABLE1) if number not in found]
     header = ["Methods", *(f"{name} {symbol}" for name, symbol in AXES.values()), "recipe", "status"]
     rows = [[recipe.row, *(recipe.axes()[axis] for axis in AXES), recipe.name, recipe.status] for recipe in recipes]
     if as_json:
@@ -197,6 +201,8 @@ def table1(
         symbols = [symbol for _, symbol in AXES.values()]
         show_table(table(["Methods", *symbols, "recipe", "status"], rows, fold="Methods"))
         say("; ".join(f"{symbol} {name}" for name, symbol in AXES.values()), "dim")
+        if missing:
+            say(f"not installed: {', '.join(missing)}", "dim")
 
 
 plugins_app = typer.Typer(
