@@ -11,6 +11,7 @@ import numpy as np
 import test_beit
 import test_data2vec
 import test_mae
+import test_simmim
 import torch
 from conftest import FAMILIES, FOLDER, Golden
 from PIL import Image
@@ -35,7 +36,7 @@ def cases() -> Iterator[tuple[str, Golden, Any, Any, Any]]:
     """(name, file, what was imported, its objective, its batch) of every stored training step."""
     for path in sorted(FOLDER.glob("*.npz")):
         for family, belongs in FAMILIES.items():
-            if belongs(path.stem):
+            if family in PREPARE and belongs(path.stem):
                 golden = Golden(path)
                 if family == "beit":
                     found, objective, batch = test_beit.prepared(golden)
@@ -74,6 +75,32 @@ def parity() -> None:
         print(
             f"parity {name}: loss {loss:.6f} off by {relative:.1e} of itself; targets, predictions and gradients "
             f"(by their largest entry) by {', '.join(f'{x:.1e}' for x in off)}"
+        )
+
+
+def simmim() -> None:
+    for path in sorted(FOLDER.glob("simmim*.npz")):
+        golden: Any = Golden(path)
+        found, batch = test_simmim.imported(golden), test_simmim.batch(golden)
+        objective: Any = found.objective()
+        loss, _ = gradients(objective, batch, None)
+        ours = {
+            official: parameter.grad
+            for name, parameter in objective.named_parameters()
+            if (official := found.loaded.get(name))
+        }
+        stored = test_simmim.importer(golden).adapt(golden.under("grad/"))
+        worst = max(largest(ours[key], value) / float(value.abs().max()) for key, value in stored.items())
+        tokens = objective.student(batch.views["main"], batch.masks["main"][0]).tokens
+        off = [
+            largest(tokens.mT.reshape(golden["encoded"].shape), golden["encoded"]),
+            test_simmim.reconstruction(golden),
+            worst,
+        ]
+        pixels = float(golden["pixel_mask"].sum())
+        print(
+            f"parity {path.stem}: loss {loss:.6f} off by {abs(loss / golden['loss'].item() - 1):.1e} of itself; encoded tokens, "
+            f"predictions and gradients by {', '.join(f'{x:.1e}' for x in off)}; denominator {1 - pixels / (pixels + 1e-5):.1e}"
         )
 
 
@@ -198,7 +225,7 @@ def tokenizer() -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    for measure in (parity, precision, momentum, order, means, tokenizer):
+    for measure in (parity, simmim, precision, momentum, order, means, tokenizer):
         measure()
     if len(sys.argv) > 1:
         pixels(Path(sys.argv[1]))

@@ -8,16 +8,16 @@ shapes say. A plugin that knows another project's files registers one like any o
 
     @hookimpl
     def unimim_importers():
-        return {"simmim": "my_plugin.simmim:SimMIM"}
+        return {"mine": "my_plugin.importer:Mine"}
 
-    # my_plugin/simmim.py
+    # my_plugin/importer.py
     from unimim.importers import Importer, encoder
 
-    class SimMIM(Importer):
-        "Official SimMIM checkpoints of plain ViTs (microsoft/SimMIM)."
+    class Mine(Importer):
+        "Official checkpoints of my method (me/mine)."
 
-        name = "simmim"
-        recipe = "simmim"
+        name = "mine"
+        recipe = "mine"
         rules = {r"encoder\\.cls_token": "student.prefix", r"decoder\\.0\\.(weight|bias)": r"branches.mim.head.proj.\\1", ...}
         prediction = "decoder.0.bias"
 
