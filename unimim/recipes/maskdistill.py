@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from ..provenance import official, ours, paper
 from . import Data, beit_style, sized
-from .micro import MICRO_BLOCK, micro_optimization, micro_student
+from .micro import MICRO_BLOCK, TEACHER, micro_optimization, micro_student
 
 BEIT2 = "microsoft/unilm @ 768a3c8, beit2 (on which MaskDistill is based, its author says)"
-TEACHER = "runs/clip-teacher"
-"""Where the micro recipe looks for its teacher, as `unimim teachers train-clip` writes it."""
 
 
 def maskdistill(size: str) -> Data:

@@ -6,6 +6,8 @@ from typing import Any
 
 from ..provenance import ours
 
+TEACHER = "runs/clip-teacher"
+"""Where micro recipes look for a CLIP, as `unimim teachers train-clip` writes it."""
 MICRO_BLOCK = {"name": "block", "min_block": 4, "exact": True}
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..provenance import official, ours
+from ..provenance import official, ours, paper
 from . import Data, beit_style, sized
-from .micro import MICRO_BLOCK, micro_optimization, micro_student
+from .micro import MICRO_BLOCK, TEACHER, micro_optimization, micro_student
 
 MAE = "facebookresearch/mae @ efb2a80"
 BEIT = "microsoft/unilm @ 768a3c8, beit"
+MASKFEAT = "facebookresearch/SlowFast @ 287ec00"
 SIMMIM = "microsoft/SimMIM @ d3e29bc"
 DATA2VEC = "facebookresearch/data2vec_vision @ af9a363, beit"
 
@@ -170,6 +171,82 @@ def simmim_vit(size: str) -> Data:
     return recipe | micro_optimization() | {"student": micro_student(), "mask": ours(mask, "two patches of eight wide")}
 
 
+def mvp(size: str) -> Data:
+    """MVP: the direction of CLIP's projected features at hidden patches."""
+    recipe = {
+        "title": "MVP",
+        "row": "MVP (Wei et al., 2022a)",
+        "paper": "Wei et al., 2022, MVP: Multimodality-guided Visual Pre-training",
+        "status": "unverified",
+        "teacher": ours(
+            {"name": "open_clip", "model": "ViT-B-16-quickgelu", "pretrained": "openai", "feature": "projected"},
+            "the abstract says CLIP's vision branch, token by token; layer and projection as VQ-KD and MILAN distil it",
+        ),
+        "norm": ours("l2", "what the cosine does in any case"),
+        "student": ours(
+            _beit_student(size, layer_scale=0.1), "BEiT's; the paper follows its settings, Table 2 of MaskDistill"
+        ),
+        "head": paper("fc", "MaskDistill's Table 1"),
+        "loss": paper("cosine", "MaskDistill's Table 1; 1 - cos: ours"),
+        "mask": ours({"name": "block", "count": 75}, "BEiT's"),
+        "views": ours({"name": "crop", "scale": [0.08, 1.0], "jitter": 0.4}, "BEiT's"),
+        "optimization": ours(_BEIT_OPTIMIZATION, "BEiT's"),
+        "batch": ours(2048, "BEiT's"),
+        "epochs": paper(300, "abstract"),
+        "precision": ours("bfloat16", "not stated"),
+    }
+    return recipe if size != "micro" else recipe | _micro_clip({"feature": "projected"})
+
+
+def maskfeat_dino(size: str) -> Data:
+    """MaskFeat with DINO's features: their direction at hidden patches. No official code has this target."""
+    student = {"name": "vit", "size": size, "masking": "replace", "positions": "learned", "init": "truncated"}
+    recipe = {
+        "title": "MaskFeat (DINO)",
+        "row": "MaskFeat (Wei et al., 2021)",
+        "paper": "Wei et al., 2022, Masked Feature Prediction for Self-Supervised Visual Pre-Training",
+        "status": "unverified",
+        "teacher": ours(
+            {"name": "timm", "model": "vit_base_patch16_224.dino"}, "the last block after the final norm, patches alone"
+        ),
+        "norm": ours("l2", "what the cosine does in any case"),
+        "student": official(student, f"{MASKFEAT}, as for HOG; the final norm is that of the official head"),
+        "head": official("fc", f"{MASKFEAT}, slowfast/models/head_helper.py"),
+        "loss": paper("cosine", "MaskDistill's Table 1"),
+        "mask": official(
+            {"name": "block", "count": 78, "min_block": 15}, f"{MASKFEAT}, slowfast/datasets/transform.py"
+        ),
+        "views": official({"name": "crop", "scale": [0.5, 1.0]}, f"{MASKFEAT}, slowfast/datasets/imagenet.py"),
+        "optimization": official(
+            {
+                "lr": 1.6e-3,
+                "min_lr": 8e-6,
+                "warmup_lr": 8e-6,
+                "warmup_epochs": 30,
+                "weight_decay": 0.05,
+                "clip_norm": 0.02,
+            },
+            f"{MASKFEAT}, configs/masked_ssl, eight shards of 256",
+        ),
+        "batch": official(2048, f"{MASKFEAT}, projects/maskfeat"),
+        "epochs": official(300, f"{MASKFEAT}, configs/masked_ssl"),
+        "precision": official("float32", f"{MASKFEAT}, configs/masked_ssl"),
+    }
+    return recipe if size != "micro" else recipe | _micro_clip({})
+
+
+def _micro_clip(fields: dict[str, Any]) -> dict[str, Any]:
+    """What the micro sizes of recipes with a feature teacher share: the small CLIP of MaskDistill's."""
+    return micro_optimization() | {
+        "teacher": ours(
+            {"name": "open_clip", "model": f"local-dir:{TEACHER}"} | fields, "a small CLIP trained on the spot"
+        ),
+        "student": micro_student(),
+        "mask": ours(MICRO_BLOCK | {"ratio": 0.4}, "the same share of a smaller grid"),
+        "views": ours({"name": "crop"}, "small images"),
+    }
+
+
 def _simmim(large: bool, **policy: Any) -> dict[str, Any]:
     """What SimMIM's recipes share: rates are for a batch of 2048, four times the 512 that the configs are written for."""
     rates = {"lr": 8e-4, "min_lr": 4e-5, "warmup_lr": 4e-6, "no_decay": ["mask_token", "table"]}
@@ -214,6 +291,8 @@ RECIPES = (
     sized("mae", mae, "base", "large", "huge", "micro")
     | sized("simmim", simmim, "base", "large", "micro")
     | sized("simmim-vit", simmim_vit, "base", "micro")
+    | sized("maskfeat-dino", maskfeat_dino, "base", "micro")
+    | sized("mvp", mvp, "base", "micro")
     | sized("beit", beit, "base", "large", "micro")
     | sized("data2vec", data2vec, "base", "large", "micro")
 )
