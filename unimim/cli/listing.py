@@ -184,7 +184,7 @@ def table1(
         recipes += [recipe] if recipe.row else []
     recipes.sort(key=lambda recipe: place(recipe.row, recipe.axes()["teacher"]))
     found = {place(recipe.row, recipe.axes()["teacher"]) for recipe in recipes}
-    missing = [row.method.partition(" (")[0] for number, row in enumerate(TABLE1) if number not in found]
+    missing = [f"{row.method.partition(' (')[0]} ({row.teacher})" for i, row in enumerate(TABLE1) if i not in found]
     header = ["Methods", *(f"{name} {symbol}" for name, symbol in AXES.values()), "recipe", "status"]
     rows = [[recipe.row, *(recipe.axes()[axis] for axis in AXES), recipe.name, recipe.status] for recipe in recipes]
     if as_json:
