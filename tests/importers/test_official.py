@@ -52,7 +52,7 @@ def test_official_training_checkpoints(tmp_path: Path, legacy: bool) -> None:
         read_checkpoint(path, "ema")
 
 
-@pytest.mark.parametrize("key", ["state_dict", "module", "model", ""])
+@pytest.mark.parametrize("key", ["state_dict", "module", "model", "model_state", ""])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_nesting_and_prefixes(tmp_path: Path, key: str, prefix: str) -> None:
     state = {prefix + name: tensor for name, tensor in WEIGHTS.items()}

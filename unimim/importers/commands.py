@@ -74,8 +74,8 @@ def convert(
 ) -> Conversion:
     """Official checkpoint `path` of importer `kind` -> weights folder `out`.
 
-    overrides: key=value assignments to the recipe.  key: which part of the file (default: model, state_dict, module,
-    model_ema, or the file itself). ValueError says what is wrong with the file, and nothing is written.
+    overrides: key=value assignments to the recipe.  key: which part of the file (default: model, model_state,
+    state_dict, module, model_ema, or the file itself). ValueError says what is wrong with the file, and nothing is written.
     """
     importer: Importer = plugins()["importers"][kind]()
     parts = read_parts(path)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-PARTS = ("model", "state_dict", "module", "model_ema")
+PARTS = ("model", "model_state", "state_dict", "module", "model_ema")
 """Keys under which training scripts keep their weights, the first that is there being the default."""
 
 
