@@ -14,7 +14,7 @@ from pathlib import Path
 
 from unimim import Recipe, load, plugins
 
-STEPS, BATCH, SEEDS = 300, 64, (0, 1)
+STEPS, BATCH, SEEDS = 300, 32, (0, 1)
 IMAGES = {"shapes:train=4800,val=100": 4800, "torchvision:CIFAR10": 50_000}
 THIRTY_TWO = {
     "swin": ["student.image_size=32", "student.patch_size=1"],

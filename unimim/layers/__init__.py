@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..types import gather, scatter
 from .blocks import Attention, Block, attend, init_truncated, init_xavier, truncated_normal
 from .patches import patchify, unpatchify
 from .positions import RelativePositionBias, relative_index, sincos_2d
@@ -15,11 +16,13 @@ __all__ = [
     "RelativePositionBias",
     "WindowAttention",
     "attend",
+    "gather",
     "init_truncated",
     "init_xavier",
     "inner_positions",
     "patchify",
     "relative_index",
+    "scatter",
     "sincos_2d",
     "to_units",
     "truncated_normal",
