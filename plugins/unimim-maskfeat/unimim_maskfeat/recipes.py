@@ -56,6 +56,7 @@ def maskfeat(size: str) -> Data:
             "student": micro_student(),
             "mask": ours(MICRO_BLOCK | {"ratio": 0.4}, "78 of 196 patches, on a smaller grid"),
             "views": ours({"name": "crop"}, "small images"),
+            "precision": ours("bfloat16", "faster, and after 60 steps the loss is the same to four digits"),
         }
     )
 
