@@ -37,7 +37,7 @@ def gallery(objective: Objective, source: ImageSource, indices: list[int]) -> li
     batch = example(objective, source, indices)
     grid = objective.student.geometry.grid
     view = next(iter(batch.masks))
-    image, hidden = batch.views[view].pixels(), batch.masks[view][0].hidden
+    image, hidden = batch.views[view].pixels(), batch.masks[view][0].unseen
     rows = [Row("input", _pictures(image)), Row("masked input", _pictures(_hide(image, hidden, grid)))]
     predictions = objective.predictions(batch)
     for name, found in predictions.items():
