@@ -214,7 +214,7 @@ def _part(data: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     return data, last
 
 
-def _given(data: dict[str, Any], path: str, name: str) -> bool:
+def _given(data: dict[str, Any], path: str, name: str | None) -> bool:
     """The key is there, or belongs to a component `name` that an override replaced by another."""
     part, key = _part(data, path)
     return isinstance(part, str) or key in part or part.get("name") != name
