@@ -19,6 +19,7 @@ _HOME = {
     "Norm": "axes",
     "Student": "axes",
     "Head": "axes",
+    "HeadConfig": "axes",
     "Loss": "axes",
     "MaskSampler": "axes",
     "Views": "axes",
@@ -40,6 +41,7 @@ _HOME = {
     "load": "recipe",
     "Objective": "objective",
     "Sampling": "sampling",
+    "uniform": "address",
     "paper": "provenance",
     "official": "provenance",
     "ours": "provenance",
@@ -50,6 +52,7 @@ __all__ = [
     "Encoded",
     "Geometry",
     "Head",
+    "HeadConfig",
     "Logger",
     "Loss",
     "Mask",
@@ -78,10 +81,12 @@ __all__ = [
     "ours",
     "paper",
     "plugins",
+    "uniform",
 ]
 
 if TYPE_CHECKING:
-    from .axes import Head, Loss, MaskSampler, Norm, Student, Teacher, Views
+    from .address import uniform
+    from .axes import Head, HeadConfig, Loss, MaskSampler, Norm, Student, Teacher, Views
     from .hooks import hookimpl
     from .loggers import Logger
     from .objective import Objective

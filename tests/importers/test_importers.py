@@ -106,6 +106,12 @@ def test_unknown_heads_must_be_given(official: Any) -> None:
         MAE().read(state)
 
 
+def test_a_head_that_replaces_the_files_own_needs_none_of_its_sizes(official: Any) -> None:
+    _, state = official("mae")
+    with pytest.raises(ValueError, match=r"head 'fc' reads the student's tokens"):
+        MAE().read(state, ["student.num_heads=2", "head=fc"])
+
+
 @pytest.mark.parametrize("kind", ["mae", "beit", "data2vec"])
 def test_missing_tensors_are_listed(official: Any, kind: str) -> None:
     _, state = official(kind)

@@ -80,6 +80,10 @@ class Importer(ABC):
         """
         return state
 
+    def place(self, name: str, recipe: Recipe) -> str:
+        """Where this recipe keeps what `rules` call `name`: elsewhere if an override put a part inside another."""
+        return name
+
     @abstractmethod
     def infer(self, state: Mapping[str, Tensor]) -> Mapping[str, Any]:
         """{dotted recipe key: value} that the tensors tell, "student.dim" among them; UNTOLD where an override must."""
@@ -103,6 +107,7 @@ class Importer(ABC):
             hint = f"; {self.complete}" if self.complete else ""
             raise ValueError(f"no tensors of the head{hint}; or allow a missing head, which then starts afresh")
         recipe = self._describe(state, overrides)
+        loaded = {self.place(name, recipe): key for name, key in loaded.items()}
         tensors = {name: state[key].contiguous() for name, key in loaded.items()}
         notes = self.notes
         if self.momentum and not any(name.startswith(COPY) for name in loaded):
@@ -142,8 +147,9 @@ class Importer(ABC):
             elif part[key] != value:
                 part[key] = value
                 data["provenance"][path] = "official checkpoint: shapes of its tensors"
+        names = {path: _part(data, path)[0].get("name") for path in inferred}
         data = override(data, overrides)
-        untold = [path.removeprefix("terms.mim.") for path in inferred if not _given(data, path)]
+        untold = [path.removeprefix("terms.mim.") for path, name in names.items() if not _given(data, path, name)]
         if untold:
             raise ValueError(
                 f"the tensors do not tell {', '.join(untold)}; give {' '.join(f'{path}=...' for path in untold)}"
@@ -208,10 +214,10 @@ def _part(data: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     return data, last
 
 
-def _given(data: dict[str, Any], path: str) -> bool:
-    """A component that an override replaced needs none of the old one's fields."""
+def _given(data: dict[str, Any], path: str, name: str | None) -> bool:
+    """The key is there, or belongs to a component `name` that an override replaced by another."""
     part, key = _part(data, path)
-    return key in part
+    return isinstance(part, str) or key in part or part.get("name") != name
 
 
 def need(state: Mapping[str, Tensor], *names: str) -> None:
