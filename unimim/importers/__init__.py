@@ -37,10 +37,14 @@ _HOME = {
     "Imported": "base",
     "UNTOLD": "base",
     "need": "base",
+    "BEIT_ENCODER": "vit",
     "BLOCK": "vit",
     "ENCODER": "vit",
+    "INDICES": "vit",
+    "beit_encoder": "vit",
     "count": "vit",
     "encoder": "vit",
+    "position_index": "vit",
     "ratio": "vit",
     "under": "vit",
     "DECODER": "mae",
@@ -55,14 +59,17 @@ _HOME = {
     "export": "commands",
 }
 __all__ = [
+    "BEIT_ENCODER",
     "BLOCK",
     "DECODER",
     "ENCODER",
+    "INDICES",
     "SWIN_ENCODER",
     "SWIN_IGNORED",
     "UNTOLD",
     "Imported",
     "Importer",
+    "beit_encoder",
     "convert",
     "count",
     "decoder",
@@ -71,6 +78,7 @@ __all__ = [
     "export",
     "export_timm",
     "need",
+    "position_index",
     "ratio",
     "read_checkpoint",
     "swin_encoder",
@@ -84,7 +92,18 @@ if TYPE_CHECKING:
     from .official import read_checkpoint
     from .swin import SWIN_ENCODER, SWIN_IGNORED, swin_encoder
     from .timm import export_timm
-    from .vit import BLOCK, ENCODER, count, encoder, ratio, under
+    from .vit import (
+        BEIT_ENCODER,
+        BLOCK,
+        ENCODER,
+        INDICES,
+        beit_encoder,
+        count,
+        encoder,
+        position_index,
+        ratio,
+        under,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,30 @@
+"""What this distribution adds to unimim. Names point at "module:attribute", so listing them does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from unimim import hookimpl
+
+from .recipes import RECIPES
+
+
+@hookimpl
+def unimim_teachers() -> Mapping[str, str]:
+    return {"vqkd": "unimim_beitv2.vqkd:VQKD"}
+
+
+@hookimpl
+def unimim_heads() -> Mapping[str, str]:
+    return {"aggregation": "unimim_beitv2.aggregation:Aggregation"}
+
+
+@hookimpl
+def unimim_recipes() -> Mapping[str, Callable[[], Mapping[str, Any]]]:
+    return RECIPES
+
+
+@hookimpl
+def unimim_importers() -> Mapping[str, str]:
+    return {"beitv2": "unimim_beitv2.importer:BEiTv2"}
