@@ -47,6 +47,7 @@ TOYS: Mapping[str, Mapping[str, list[Any]]] = {
             CLIP | {"feature": "projected"},
             CLIP | {"feature": "mean", "last": 2, "layer_norm_each": True},
             CLIP | {"precision": "bfloat16"},
+            CLIP | {"saliency": True, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.2, 0.3)},
         ],
         "timm": [TIMM, TIMM | {"feature": "raw", "block": 1}, TIMM | {"model": "test_resnet", "feature": "raw"}],
         "dvae": [{"name": "dvae", "weights": None, "num_hidden": 4, "vocab_size": 32, "blocks_per_group": 1}],

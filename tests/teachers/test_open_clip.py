@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,71 @@ def test_bfloat16_is_near_and_returns_float32(tiny_clip: Path) -> None:
     assert tokens.dtype == torch.float32
     difference = (tokens - exact(seen_by(exact)).tokens).abs().max()
     assert 0 < difference < 0.1
+
+
+def attention_of(teacher: OpenClip, view: View) -> Tensor:
+    """(B, 1 + N, 1 + N): the last block's attention, averaged over heads, as nn.MultiheadAttention gives it."""
+    last = teacher.tower.transformer.resblocks[-1]
+    entering = last.ln_1(blocks_of(teacher, view)[-2]).float()
+    attention: Tensor = deepcopy(last.attn).float()(entering, entering, entering, need_weights=True)[1]
+    return attention
+
+
+def test_saliency_is_the_attention_of_the_class_token_in_the_last_block(tiny_clip: Path) -> None:
+    teacher = make(tiny_clip, saliency=True)
+    view = seen_by(teacher)
+    saliency, expected = teacher(view).saliency, attention_of(teacher, view)
+    assert saliency is not None
+    assert saliency.std() > 1e-4  # tells patches apart
+    assert_close(saliency, expected[:, 0, 1:], rtol=0, atol=1e-6)
+    assert_close(saliency.sum(1) + expected[:, 0, 0], torch.ones(2))
+
+
+def test_saliency_costs_no_second_pass_and_changes_no_token(tiny_clip: Path) -> None:
+    plain, asked = make(tiny_clip), make(tiny_clip, saliency=True)
+    calls: list[Any] = []
+    for block in asked.tower.transformer.resblocks:
+        block.register_forward_hook(lambda module, args, out: calls.append(module))
+    target = asked(seen_by(asked))
+    assert calls == [*asked.tower.transformer.resblocks]
+    assert target.tokens.equal(plain(seen_by(plain)).tokens)
+    assert plain(seen_by(plain)).saliency is None
+    asked(seen_by(asked))
+    assert not asked.tower.transformer.resblocks[-1].ln_1._forward_hooks
+
+
+@pytest.mark.parametrize("feature", ["raw", "projected", "mean"])
+def test_saliency_does_not_depend_on_the_feature(tiny_clip: Path, feature: str) -> None:
+    normed, other = make(tiny_clip, saliency=True), make(tiny_clip, saliency=True, feature=feature)
+    assert_close(other(seen_by(other)).saliency, normed(seen_by(normed)).saliency)
+
+
+def test_saliency_in_bfloat16(tiny_clip: Path) -> None:
+    exact, short = make(tiny_clip, saliency=True), make(tiny_clip, saliency=True, precision="bfloat16")
+    with torch.autocast("cpu", torch.bfloat16):
+        saliency = short(seen_by(short)).saliency
+    assert saliency is not None
+    assert saliency.dtype == torch.float32
+    assert_close(saliency, exact(seen_by(exact)).saliency, rtol=0.05, atol=0)
+
+
+def test_a_tower_with_another_attention_has_no_saliency(tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = json.loads((tiny_clip / "open_clip_config.json").read_text())["model_cfg"]
+    config["vision_cfg"]["scale_attn"] = True
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "scaled", config)
+    make("scaled", pretrained=None)
+    with pytest.raises(ValueError, match="set saliency: false"):
+        make("scaled", pretrained=None, saliency=True)
+
+
+def test_pixel_statistics_are_the_towers_own_unless_given(tiny_clip: Path) -> None:
+    own, plain = make(tiny_clip), make(tiny_clip, mean=(0, 0, 0), std=(1, 1, 1))
+    view = seen_by(own)
+    normalized = View(view.image, {own.rendition: (view.pixels(own.rendition) - 0.5) / 0.25})
+    assert_close(plain(normalized).tokens, own(view).tokens)
+    assert_close(make(tiny_clip, std=(0.25, 0.25, 0.25))(view).tokens, own(view).tokens)
+    with pytest.raises(ValidationError, match="std must be positive"):
+        OpenClip.Config(std=(0.2, 0.0, 0.2))
 
 
 def test_local_dir_and_folder_are_the_same(tiny_clip: Path) -> None:

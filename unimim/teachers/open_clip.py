@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..axes import Teacher
 from ..registry import did_you_mean
@@ -22,6 +22,7 @@ class OpenClip(Teacher):
     The tower reads the crop at the student's grid times its own patch size (14x14 tokens and a /14 tower: 196 px), with
     its own mean and std. open_clip resamples its positions once, at loading: bicubic, antialiased, to that grid size.
     microsoft/unilm @ 768a3c8 beit2/ resamples by a scale factor, not antialiased, which gives other targets.
+    Its saliency, if asked for, is the class token's attention to the patches in the last block (MILAN).
     """
 
     class Config(Teacher.Config):
@@ -34,6 +35,8 @@ class OpenClip(Teacher):
         layer_norm_each: a parameter-free layer norm of each block before their mean. Off by default: the paper does not
         say, and beit2's code for several blocks returns them as they are.
         precision: of weights and computation, outside autocast. Tokens come back as float32.
+        saliency: also return the last block's attention of the class token, in float32, at the cost of one query.
+        mean, std: statistics of [0, 1] RGB; None is the tower's own. Others belong to targets that were made with them.
         """
 
         name: Literal["open_clip"] = "open_clip"
@@ -43,6 +46,15 @@ class OpenClip(Teacher):
         last: int = Field(1, ge=1, le=1024)
         layer_norm_each: bool = False
         precision: Literal["float32", "bfloat16"] = "float32"
+        saliency: bool = False
+        mean: tuple[float, float, float] | None = None
+        std: tuple[float, float, float] | None = None
+
+        @model_validator(mode="after")
+        def _positive(self) -> OpenClip.Config:
+            if self.std is not None and min(self.std) <= 0:
+                raise ValueError(f"std must be positive, not {self.std}")
+            return self
 
         @model_validator(mode="after")
         def _mean_only(self) -> OpenClip.Config:
@@ -69,19 +81,33 @@ class OpenClip(Teacher):
         name = name if ":" in name else name.replace("/", "-")
         size = _plan(name, config, geometry)
         self.tower = _load(name, config, size)
+        if config.saliency and not isinstance(self.tower.transformer.resblocks[-1].attn, nn.MultiheadAttention):
+            problem = "its blocks have an attention of their own, which saliency does not know; set saliency: false"
+            raise ValueError(f"teacher open_clip, model {config.model!r}: {problem}")
         pixels = self.tower.preprocess_cfg
         self.rendition = Rendition(size, "bilinear" if pixels["interpolation"] == "bilinear" else "bicubic")
         self.spec = TargetSpec(self.tower.output_dim if config.feature == "projected" else self.tower.transformer.width)
-        self.register_buffer("mean", torch.tensor(pixels["mean"]).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(pixels["std"]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(config.mean or pixels["mean"]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std or pixels["std"]).view(-1, 1, 1), persistent=False)
 
     def forward(self, view: View, mask: Mask | None = None) -> Target:
-        """tokens (B, N, dim), image (B, 1, dim), float32."""
+        """tokens (B, N, dim), image (B, 1, dim), saliency (B, N) or None, float32."""
         # Autocast would cast the packed attention weight anew for every image: 39 times slower on a CPU.
         with torch.autocast(view.image.device.type, enabled=False):
             x = (view.pixels(self.rendition) - self.mean) / self.std
-            tokens = self._read(x.to(getattr(torch, self.config.precision)))
-        return Target(tokens[:, 1:], tokens[:, :1])
+            tokens, saliency = self._read_with_saliency(x.to(getattr(torch, self.config.precision)))
+        return Target(tokens[:, 1:], tokens[:, :1], saliency)
+
+    def _read_with_saliency(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.config.saliency:
+            return self._read(x), None
+        last, entered = self.tower.transformer.resblocks[-1], list[Tensor]()
+        hook = last.ln_1.register_forward_hook(lambda module, args, out: entered.append(out))
+        try:
+            tokens = self._read(x)
+        finally:
+            hook.remove()
+        return tokens, class_attention(last.attn, entered[0])
 
     def _read(self, x: Tensor) -> Tensor:
         """(B, 1 + N, dim) float32, class token first."""
@@ -102,6 +128,20 @@ class OpenClip(Teacher):
         if self.config.layer_norm_each:
             blocks = [F.layer_norm(block, block.shape[-1:]) for block in blocks]
         return torch.stack(blocks).mean(0)
+
+
+def class_attention(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) of the first token's query, averaged over heads, without its share for itself.
+
+    x (B, 1 + N, D), what `attention` mixes -> (B, N) float32. q . (W x + b) = (W^T q) . x + a constant that softmax removes,
+    so that no key is computed a second time.
+    """
+    x, (batch, _, dim), heads = x.float(), x.shape, attention.num_heads
+    query, key, _ = attention.in_proj_weight.float().chunk(3)
+    q = F.linear(x[:, 0], query, attention.in_proj_bias[:dim].float()).view(batch, heads, -1)
+    logits = torch.einsum("bhd,hdc->bhc", q, key.view(heads, -1, dim)) @ x.mT
+    shares: Tensor = (logits * (dim // heads) ** -0.5).softmax(-1).mean(1)
+    return shares[:, 1:]
 
 
 def _plan(name: str, config: OpenClip.Config, geometry: Geometry) -> Size:
