@@ -346,9 +346,10 @@ def memory_advice(batches: list[Batch]) -> Iterator[None]:
     """Running out of memory as OutOfMemory, with what to try."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (RuntimeError, MemoryError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if type(error) is RuntimeError and "alloc" not in first:
+        on_host = type(error) is RuntimeError and "alloc" in first  # which has no class of its own
+        if not (on_host or isinstance(error, torch.OutOfMemoryError | MemoryError)):
             raise
         size = len(batches[0])
         advice = f"--micro-batch {size // 2}, " if size > 1 else ""
