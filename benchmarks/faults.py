@@ -86,7 +86,6 @@ class Launch:
         self.ranks: list[BaseProcess] = [fork.Process(target=train_rank, args=each, daemon=True) for each in arguments]
         for rank in self.ranks:
             rank.start()
-        self.limit = 120 + steps / 5
         self.outlived = False
 
     @property
@@ -116,18 +115,19 @@ class Launch:
         A rank that has not taken a step, and outlives one that failed, is killed after PATIENCE seconds, as torchrun's
         agent would do.
         """
-        began, failed = time.monotonic(), None
+        failed, told, silent_since = None, 0, time.monotonic()
         while any(rank.is_alive() for rank in self.ranks):
             time.sleep(0.005)
             now = time.monotonic()
+            if (size := self.path.stat().st_size) > told:
+                told, silent_since = size, now
             if failed is None and any(rank.exitcode for rank in self.ranks):
                 failed = now
-            late = failed is not None and now - failed > PATIENCE
-            if late or now - began > self.limit:
+            self.outlived = failed is not None and now - failed > PATIENCE and not self.steps
+            if self.outlived or now - silent_since > 120:
                 for rank in self.ranks:
                     rank.kill()
                     rank.join()
-                self.outlived = late and not self.steps
                 if not self.outlived:
                     raise RuntimeError(f"a rank does not end:\n{self.path.read_text()}")
         return [rank.exitcode for rank in self.ranks]
