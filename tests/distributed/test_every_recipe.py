@@ -14,6 +14,7 @@ from .worker import column, torchrun
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "parts of 2 images, recomputed": (1, {"micro_batch": 2, "recompute": True}),
     "2 workers": (1, {"workers": 2}),
+    "compiled": (1, {"compile": True}),
     "ddp on 2": (2, {}),
     "fsdp on 2, parts of 2, teachers sharded": (2, {"parallel": "fsdp", "micro_batch": 2, "shard_teachers": True}),
 }
@@ -22,6 +23,7 @@ TOLERANCE = 2e-6
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch.compile
 def test_the_same_losses_however_it_is_run(tmp_path: Path, tiny_clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(tmp_path / "one", tiny_clip)
     table = {}
