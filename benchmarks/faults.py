@@ -11,8 +11,9 @@ A checkpoint is due at every step. That is agreed on a step late, so after a sta
 each is written during the next one: a fault of a process may cost INTERVAL + 1 steps, and one that harms the newest
 checkpoint INTERVAL more.
 
-The ranks are forks of one process that has loaded everything, because a fresh start takes seconds. Exit code 1 if anything
-differs.
+The ranks are forks of one process that has loaded everything, because a fresh start takes seconds. So no agent of torchrun's
+watches them: a rank that waits for one that died before the first step is killed here after PATIENCE seconds, and counted.
+Exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from unimim.engine.run import Run
 from unimim.training import build, train_recipe
 
 INTERVAL = 2
+PATIENCE = 10.0
 STRIKES: dict[str, tuple[signal.Signals, tuple[int, ...]]] = {
     "kill rank 0": (signal.SIGKILL, (0,)),
     "kill rank 1": (signal.SIGKILL, (1,)),
@@ -84,6 +86,7 @@ class Launch:
         self.ranks: list[BaseProcess] = [fork.Process(target=train_rank, args=each, daemon=True) for each in arguments]
         for rank in self.ranks:
             rank.start()
+        self.outlived = False
 
     @property
     def steps(self) -> list[int]:
@@ -107,11 +110,26 @@ class Launch:
             os.kill(self.ranks[rank].pid or 0, number)
 
     def join(self) -> list[int | None]:
-        """Exit codes."""
-        for rank in self.ranks:
-            rank.join(120)
-            if rank.is_alive():
-                raise RuntimeError(f"a rank does not end:\n{self.path.read_text()}")
+        """Exit codes.
+
+        A rank that has not taken a step, and outlives one that failed, is killed after PATIENCE seconds, as torchrun's
+        agent would do.
+        """
+        failed, told, silent_since = None, 0, time.monotonic()
+        while any(rank.is_alive() for rank in self.ranks):
+            time.sleep(0.005)
+            now = time.monotonic()
+            if (size := self.path.stat().st_size) > told:
+                told, silent_since = size, now
+            if failed is None and any(rank.exitcode for rank in self.ranks):
+                failed = now
+            self.outlived = failed is not None and now - failed > PATIENCE and not self.steps
+            if self.outlived or now - silent_since > 120:
+                for rank in self.ranks:
+                    rank.kill()
+                    rank.join()
+                if not self.outlived:
+                    raise RuntimeError(f"a rank does not end:\n{self.path.read_text()}")
         return [rank.exitcode for rank in self.ranks]
 
 
@@ -136,6 +154,7 @@ class Campaign:
     lost: dict[str, list[int]] = field(default_factory=lambda: {"asked": [], "process": [], "disk": []})
     recovered: int = 0
     launches: int = 0
+    outlived: int = 0
     reached: int = 0
     pending: list[str] = field(default_factory=list)
     harmed: set[tuple[int, int]] = field(default_factory=set)
@@ -155,6 +174,7 @@ class Campaign:
                 time.sleep(0.2)
                 launch.send(signal.SIGKILL, (0, 1))
         codes = launch.join()
+        self.outlived += launch.outlived
         if not strike and codes != [0, 0]:
             raise RuntimeError(f"the run did not end well:\n{launch.path.read_text()}")
         if launch.resumed is not None:
@@ -270,6 +290,7 @@ def main() -> int:
         f"final state bitwise equal {same}"
     )
     print(", ".join(f"{kind} {count}" for kind, count in sorted(campaign.injected.items())))
+    print(f"launches in which a rank waited for a dead one and was killed {campaign.outlived}")
     print(f"{steps} steps, {time.monotonic() - started:.0f} s")
     recovered = campaign.recovered == injected == options.faults
     within = most["asked"] == 0 and most["process"] <= INTERVAL + 1 and most["disk"] <= 2 * INTERVAL + 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from tests.engine import toys
 from unimim import Recipe, Sampling, load
@@ -50,8 +51,12 @@ def tiny(name: str, clip: Path) -> Recipe:
 
 
 def main(out: Path, clip: Path, **options: Any) -> None:
-    """Losses of every recipe to out/NAME/metrics.jsonl, with the Run `options`."""
-    with process_group(Run(out=out, device="cpu", **options)) as device:
+    """Losses of every recipe to out/NAME/metrics.jsonl, with the Run `options`.
+
+    Blocks that are to be compiled must be: what torch.compile gives up on would run as it is, and so compare well.
+    """
+    compiled = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, suppress_errors=False)
+    with compiled, process_group(Run(out=out, device="cpu", **options)) as device:
         for name in names():
             recipe, folder = tiny(name, clip), out / name
             folder.mkdir(parents=True, exist_ok=True)

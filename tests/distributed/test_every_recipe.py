@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .every import STEPS, main, names
-from .worker import ROOT, column
+from .worker import column, torchrun
 
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "parts of 2 images, recomputed": (1, {"micro_batch": 2, "recompute": True}),
     "2 workers": (1, {"workers": 2}),
+    "compiled": (1, {"compile": True}),
     "ddp on 2": (2, {}),
     "fsdp on 2, parts of 2, teachers sharded": (2, {"parallel": "fsdp", "micro_batch": 2, "shard_teachers": True}),
 }
 TOLERANCE = 2e-6
 
 
-def launched(out: Path, clip: Path, options: dict[str, Any]) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m"]
-    command += ["tests.distributed.every", str(out), str(clip), json.dumps(options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch.compile
 def test_the_same_losses_however_it_is_run(tmp_path: Path, tiny_clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(tmp_path / "one", tiny_clip)
     table = {}
@@ -41,7 +32,7 @@ def test_the_same_losses_however_it_is_run(tmp_path: Path, tiny_clip: Path, caps
         if procs == 1:
             main(out, tiny_clip, **options)
         else:
-            launched(out, tiny_clip, options)
+            torchrun("tests.distributed.every", str(out), str(tiny_clip), json.dumps(options))
         for name in names():
             one, other = (column(folder / name, "loss") for folder in (tmp_path / "one", out))
             assert len(one) == len(other) == STEPS

@@ -41,10 +41,16 @@ def main(name: str, out: Path, *more: str, **options: Any) -> Outcome:
 
 def launch(name: str, out: Path, *more: str, procs: int = 2, **options: Any) -> None:
     """`main` in `procs` processes."""
+    torchrun("tests.distributed.worker", name, str(out), json.dumps(options), *more, procs=procs)
+
+
+def torchrun(module: str, *arguments: str, procs: int = 2) -> None:
+    """`python -m module arguments` in `procs` processes, which must end well."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={procs}", "--standalone", "-m"]
-    command += ["tests.distributed.worker", name, str(out), json.dumps(options), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [*command, module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stderr[-4000:]
 
 

@@ -14,8 +14,13 @@ LONG = ("mae-micro", "student.image_size=16", "student.patch_size=4", "student.d
 LONG += ("student.num_heads=2", "head.dim=16", "head.depth=1", "head.num_heads=2", "batch=8", "epochs=5000")
 
 
-def train(out: Path, *more: str, torchrun: bool = False, procs: int = 2) -> subprocess.Popen[bytes]:
-    """A run that would take hours, in its own process group; its messages go to OUT.log."""
+def train(
+    out: Path, *more: str, torchrun: bool = False, procs: int = 2, plugin: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """A run that would take hours, in its own process group; its messages go to OUT.log.
+
+    plugin: the package of an installed distribution of that name, which the run may use.
+    """
     command = [sys.executable, "-m", "unimim"]
     if torchrun:
         handed = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
@@ -33,7 +38,9 @@ def train(out: Path, *more: str, torchrun: bool = False, procs: int = 2) -> subp
         "5",
         *more,
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "UNIMIM_PLUGINS": "none"}
+    path = [str(ROOT), *([str(plugin.parent)] if plugin else [])]
+    allowed = plugin.name if plugin else "none"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path), "UNIMIM_PLUGINS": allowed}
     with out.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 

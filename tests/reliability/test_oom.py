@@ -56,7 +56,8 @@ def test_advice_and_an_intact_checkpoint(tmp_path: Path, capsys: pytest.CaptureF
     assert (advised, intact) == (6, 6)
 
 
-def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
-        start(tmp_path, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 0)
+@pytest.mark.parametrize("kind", [RuntimeError, NotImplementedError, torch.distributed.DistBackendError])
+def test_other_errors_stay_what_they_are(tmp_path: Path, kind: type[RuntimeError]) -> None:
+    with pytest.raises(kind, match="shapes cannot be multiplied") as caught:
+        start(tmp_path, kind("mat1 and mat2 shapes cannot be multiplied"), 0)
     assert not isinstance(caught.value, OutOfMemory)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..types import Batch, Progress
-from ..world import all_reduce_sum, local, rank, world_size
+from ..world import all_gather, all_reduce_sum, local, rank, world_size
 from .checkpoint import CheckpointError, Checkpoints, Found, write_text
 from .data.loader import STOPPING, Sampler, addresses, first_images, steps
 from .data.sources import ImageSource
@@ -235,14 +235,24 @@ class Meters:
     """Losses and gradient norms of sound steps, kept on the device until they are read."""
 
     def __init__(self, state: Mapping[str, Any] | None, device: torch.device) -> None:
-        """state: what `state` gave when a run stopped between two readings."""
-        sums = state["sums"] if state else {}
-        self.sums: dict[str, Tensor] = {name: torch.tensor(value, device=device) for name, value in sums.items()}
+        """state: what `state` gave when a run stopped between two readings.
+
+        Each process goes on with its own sums, so that the next reading adds in the same order and has the same bits;
+        where there were more or fewer processes, with the mean.
+        """
+        shares = state["sums"] if state else {}
+        self.sums: dict[str, Tensor] = {
+            name: torch.tensor(share[rank()] if len(share) == world_size() else sum(share) / len(share), device=device)
+            for name, share in shares.items()
+        }
         self.steps: int = state["steps"] if state else 0
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that the next reading tells of all steps since the last; asks all processes."""
-        return {"sums": self._reduced(self.sums), "steps": self.steps}
+        """{"sums": {name: [of each process]}, "steps"}: what a checkpoint keeps of the time since the last reading; asks all."""
+        if not self.sums:
+            return {"sums": {}, "steps": 0}
+        shares = all_gather(torch.stack([*self.sums.values()])[None]).T.tolist()
+        return {"sums": dict(zip(self.sums, shares, strict=True)), "steps": self.steps}
 
     def _reduced(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         if not values:
@@ -336,9 +346,10 @@ def memory_advice(batches: list[Batch]) -> Iterator[None]:
     """Running out of memory as OutOfMemory, with what to try."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (RuntimeError, MemoryError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if type(error) is RuntimeError and "alloc" not in first:
+        on_host = type(error) is RuntimeError and "alloc" in first  # which has no class of its own
+        if not (on_host or isinstance(error, torch.OutOfMemoryError | MemoryError)):
             raise
         size = len(batches[0])
         advice = f"--micro-batch {size // 2}, " if size > 1 else ""

@@ -1,7 +1,9 @@
 """Hangs: every process says what it is doing, and one that does it for too long ends the run, with a name for the cause.
 
 A stopped or dead process cannot speak for itself, so all of them show their beats to each other in the store of the
-process group. A beat is (count, step, phase); the count rises every second while the process lives.
+process group. A beat is (count, step, phase, collectives, ...); the count rises every second while the process lives. All
+processes make the same collective calls in the same order, so of those in one phase of one step, the one that has made the
+fewest is the one that the others wait for, whatever it does instead.
 """
 
 from __future__ import annotations
@@ -70,10 +72,12 @@ class Watch:
     def _beat(self) -> None:
         self._count += 1
         if self._store is not None:
-            step, phase, _ = self.now
-            beat = [self._count, step, phase, os.getpid(), socket.gethostname()]
             with suppress(Exception):  # the host of the store may be the one that died
-                self._store.set(f"beat/{rank()}", json.dumps(beat))
+                self._store.set(f"beat/{rank()}", json.dumps(self._own()))
+
+    def _own(self) -> list[Any]:
+        step, phase, _ = self.now
+        return [self._count, step, phase, _collectives(), os.getpid(), socket.gethostname()]
 
     def _end(self, step: int, phase: Phase) -> None:
         """Say who hangs, end what cannot end itself, and leave without asking the stuck main thread."""
@@ -82,9 +86,10 @@ class Watch:
         after = self._beats()
         others = [number for number in range(world_size()) if number != rank()]
         silent = [number for number in others if after.get(number) == before.get(number)]
-        alive = {rank(): [0, step, phase]} | {number: after[number] for number in others if number not in silent}
-        last = min((beat[1], ORDER.index(beat[2])) for beat in alive.values())
-        behind = [n for n, beat in sorted(alive.items()) if (beat[1], ORDER.index(beat[2])) == last]
+        alive = {rank(): self._own()} | {number: after[number] for number in others if number not in silent}
+        at = {n: (reached, ORDER.index(doing), calls) for n, (_, reached, doing, calls, *_) in sorted(alive.items())}
+        last = min(at.values())
+        behind = [number for number, place in at.items() if place == last]
         where = f"in phase {phase} of step {step}"
         if silent:
             who = f"process {_listed(silent)} of {world_size()} does not answer (stopped, or its machine is gone)"
@@ -117,6 +122,15 @@ class Watch:
                 if self._store.check([f"beat/{number}"]):  # get would wait for it
                     beats[number] = json.loads(self._store.get(f"beat/{number}"))
         return beats
+
+
+def _collectives() -> int:
+    """Collective calls this process has begun in the group that trains."""
+    if world_size() == 1:
+        return 0
+    group: Any = dist.distributed_c10d._get_default_group()
+    begun: int = group._get_sequence_number_for_group()
+    return begun
 
 
 def _store() -> Any:
