@@ -27,7 +27,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest plugins
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 plugins
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

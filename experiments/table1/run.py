@@ -16,11 +16,6 @@ from unimim import Recipe, load, plugins
 
 STEPS, BATCH, SEEDS = 300, 32, (0, 1)
 IMAGES = {"shapes:train=4800,val=100": 4800, "torchvision:CIFAR10": 50_000}
-THIRTY_TWO = {
-    "swin": ["student.image_size=32", "student.patch_size=1"],
-    "hog": ["teacher.cell=2"],
-}
-"""How a recipe for 64 pixels is made one for 32, by the name of its student or teacher; a ViT's patches are halved."""
 
 
 def overrides(name: str, images: int, small: bool, seed: int) -> list[str]:
@@ -29,8 +24,9 @@ def overrides(name: str, images: int, small: bool, seed: int) -> list[str]:
     schedule = [f"epochs={epochs}", f"optimization.warmup_epochs={epochs / 10}", f"batch={BATCH}", f"seed={seed}"]
     if not small:
         return schedule
-    student = THIRTY_TWO.get(recipe.student.name, ["student.image_size=32", "student.patch_size=4"])
-    return [*schedule, *student, *(x for term in recipe.terms.values() for x in THIRTY_TWO.get(term.teacher.name, []))]
+    halved = [*schedule, "student.image_size=32", f"student.patch_size={recipe.student.patch_size // 2}"]
+    cells = [(key, term.teacher.cell) for key, term in recipe.terms.items() if term.teacher.name == "hog"]
+    return [*halved, *(f"terms.{key}.teacher.cell={cell // 2}" for key, cell in cells)]
 
 
 def measure(name: str, data: str, place: str, small: bool, seed: int, out: Path) -> dict[str, object]:
