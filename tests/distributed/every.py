@@ -38,6 +38,13 @@ def names() -> list[str]:
     return sorted(name for name, entry in plugins()["recipes"].entries.items() if entry.plugin == "unimim")
 
 
+def distinct(clip: Path) -> dict[str, Recipe]:
+    """The tiny recipes, each once: many sizes of a method are the same recipe when they are made tiny."""
+    recipes = {name: tiny(name, clip) for name in names()}
+    first = {recipe.hash: name for name, recipe in reversed(recipes.items())}
+    return {name: recipes[name] for name in sorted(first.values())}
+
+
 def tiny(name: str, clip: Path) -> Recipe:
     """The recipe with its own axes, mask, reduction and policy, at a size that trains in a second."""
     term, mask = load(name).terms["mim"], load(name).masks["main"]
@@ -57,8 +64,8 @@ def main(out: Path, clip: Path, **options: Any) -> None:
     """
     compiled = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, suppress_errors=False)
     with compiled, process_group(Run(out=out, device="cpu", **options)) as device:
-        for name in names():
-            recipe, folder = tiny(name, clip), out / name
+        for name, recipe in distinct(clip).items():
+            folder = out / name
             folder.mkdir(parents=True, exist_ok=True)
             objective = build(recipe)
             sampling = Sampling(recipe, objective.student.geometry, objective.renditions)
