@@ -38,9 +38,7 @@ def test_the_same_losses_however_it_is_run(tmp_path: Path, tiny_clip: Path, caps
             assert len(one) == len(other) == STEPS
             table[name, way] = max(abs(a - b) / abs(a) for a, b in zip(one, other, strict=True))
     with capsys.disabled():
-        print(
-            f"\nlargest relative difference of {STEPS} losses over {len(names())} recipes, {len(recipes)} of them distinct when tiny"
-        )
+        print(f"\nlargest relative difference of {STEPS} losses over {len(names())} recipes ({len(recipes)} distinct)")
         for way in WAYS:
             name = max(recipes, key=lambda name: table[name, way])
             print(f"  {way:42} {table[name, way]:.1e} ({name})")
