@@ -149,6 +149,9 @@ def test_has_the_official_number_of_parameters() -> None:
 def test_starts_as_the_official_code_does() -> None:
     """Xavier with zero biases in the transformer and the last patch embedding's weight, torch's own before it."""
     student = build(dim=64, conv_dims=(32, 48))
+    for parts, eps in (((student.embeds, student.stages), 1e-5), ((student.blocks, student.norm), 1e-6)):
+        norms = [m for part in parts for m in part.modules() if isinstance(m, torch.nn.LayerNorm)]
+        assert {norm.eps for norm in norms} == {eps}
     assert not any(block.mlp.fc1.bias.any() for block in student.blocks)
     assert not student.proj.bias.any()
     assert student.embeds[2].proj.bias.any()
