@@ -76,6 +76,7 @@ class VQKD(Teacher):
         super().__init__()
         if geometry.channels != 3:
             raise ValueError(f"teacher vqkd reads RGB, not {geometry.channels} channels")
+        state = None if config.checkpoint is None else _read(Path(config.checkpoint), config, geometry)
         self.config = config
         size = geometry.grid[0] * config.patch_size, geometry.grid[1] * config.patch_size
         self.rendition = Rendition(size, "bicubic")
@@ -85,8 +86,11 @@ class VQKD(Teacher):
             nn.Linear(config.dim, config.dim), nn.Tanh(), nn.Linear(config.dim, config.code_dim)
         )
         self.register_buffer("codes", F.normalize(torch.randn(config.num_codes, config.code_dim), dim=1))
-        if config.checkpoint is not None:
-            self._load(Path(config.checkpoint), geometry)
+        if state is not None:
+            try:
+                self.load_state_dict(_rename(state))
+            except RuntimeError as error:
+                raise ValueError(f"teacher vqkd: {config.checkpoint} does not fit: {error}") from None
 
     def forward(self, view: View, mask: Mask | None = None) -> Target:
         """tokens (B, N) int64."""
@@ -100,30 +104,29 @@ class VQKD(Teacher):
         features: Tensor = self.project(self.encoder(View(view.pixels(self.rendition))).tokens)
         return features
 
-    def _load(self, path: Path, geometry: Geometry) -> None:
-        if not path.is_file():
-            raise ValueError(
-                f"teacher vqkd: no tokenizer at {path}; fetch a file that beit2/TOKENIZER.md of microsoft/unilm names, "
-                f"such as vqkd_encoder_base_decoder_3x768x12_clip, ahead of time"
-            )
-        state = read_checkpoint(path)
-        try:
-            sizes = sizes_of(state)
-        except ValueError as error:
-            raise ValueError(f"teacher vqkd: {path} is no VQ-KD tokenizer: {error}") from None
-        other = [f"teacher.{name}={size}" for name, size in sizes.items() if size != getattr(self.config, name)]
-        if other:
-            raise ValueError(f"teacher vqkd: {path} has other sizes; set {' '.join(other)}")
-        positions = len(state["encoder.pos_embed"][0]) - 1
-        if positions != geometry.num_tokens:
-            raise ValueError(
-                f"teacher vqkd: {path} has {positions} positions, but the student {geometry.num_tokens} patches; choose "
-                f"student.image_size and student.patch_size that give as many"
-            )
-        try:
-            self.load_state_dict(_rename(state))
-        except RuntimeError as error:
-            raise ValueError(f"teacher vqkd: {path} does not fit: {error}") from None
+
+def _read(path: Path, config: VQKD.Config, geometry: Geometry) -> Mapping[str, Tensor]:
+    """The official tensors of a file, if it is a tokenizer of the configured sizes and of the student's grid."""
+    if not path.is_file():
+        raise ValueError(
+            f"teacher vqkd: no tokenizer at {path}; fetch a file that beit2/TOKENIZER.md of microsoft/unilm names, such as "
+            f"vqkd_encoder_base_decoder_3x768x12_clip, ahead of time"
+        )
+    state = read_checkpoint(path)
+    try:
+        sizes = sizes_of(state)
+    except ValueError as error:
+        raise ValueError(f"teacher vqkd: {path} is no VQ-KD tokenizer: {error}") from None
+    other = [f"teacher.{name}={size}" for name, size in sizes.items() if size != getattr(config, name)]
+    if other:
+        raise ValueError(f"teacher vqkd: {path} has other sizes; set {' '.join(other)}")
+    positions = len(state["encoder.pos_embed"][0]) - 1
+    if positions != geometry.num_tokens:
+        raise ValueError(
+            f"teacher vqkd: {path} has {positions} positions, but the student {geometry.num_tokens} patches; choose "
+            f"student.image_size and student.patch_size that give as many"
+        )
+    return state
 
 
 def sizes_of(state: Mapping[str, Tensor]) -> dict[str, int]:
