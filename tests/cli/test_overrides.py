@@ -109,7 +109,7 @@ def test_a_variant_can_be_named() -> None:
     [
         ("lr=1", "lr: unknown field, did you mean 'optimization.lr'?"),
         ("depth=1", "depth: unknown field, did you mean 'student.depth'?"),
-        ("optimization.warmup=1", "optimization.warmup: unknown field, did you mean 'warmup_epochs'?"),
+        ("optimization.warmup_epoch=1", "optimization.warmup_epoch: unknown field, did you mean 'warmup_epochs'?"),
         ("mask.ration=1", "masks.main.ration: unknown field, did you mean 'ratio'?"),
         ("head.name=nothing", "terms.mim.head: unknown head 'nothing'; registered: decoder, fc"),
         ("teacher.wide=1", "terms.mim.teacher.wide: unknown field; known: mean, name, std"),

@@ -343,7 +343,7 @@ def test_convert_reports_every_problem_at_once(unimim: Unimim, tmp_path: Path) -
     assert ran.code == 2
     assert ran.err.splitlines() == [
         "error: 3 problems",
-        "  --as: unknown importer 'mea', did you mean 'mae'?; registered: beit, data2vec, mae",
+        "  --as: unknown importer 'mea', did you mean 'mae'?; registered: beit, data2vec, mae, simmim, simmim-vit",
         f"  no file {tmp_path}/no.pth",
         "  --out is missing: the folder to write, new or of a run to go on with",
     ]

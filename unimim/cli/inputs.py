@@ -108,12 +108,13 @@ def run_options(
             plugins()["loggers"][name]()
     if procs < 1:
         problems.add(f"--procs: at least 1, got {procs}")
+    device = str(found.device if found else given.get("device", "cpu"))
     try:
-        kind, count = torch.device(found.device if found else "cpu").type, torch.cuda.device_count()
+        kind, count = torch.device(device).type, torch.cuda.device_count()
         if kind == "cuda" and count < procs:
             problems.add(f"--device: {procs} GPUs are needed, one for each process, but torch sees {count}")
     except RuntimeError:
-        problems.add(f"--device: unknown device {given['device']!r}; e.g. cpu, cuda, cuda:1")
+        problems.add(f"--device: unknown device {device!r}; e.g. cpu, cuda, cuda:1")
     return found
 
 
