@@ -91,6 +91,7 @@ def test_geometry_counts_tokens_and_pixels_by_rows_and_columns() -> None:
     geometry = Geometry((16, 48), (2, 3), 8)
     assert geometry.num_tokens == 6
     assert geometry.patch == (8, 16)
+    assert (geometry.masked_dim, replace(geometry, masked=4).masked_dim) == (8, 4)
 
 
 def test_progress_counts_epochs_of_steps() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -33,6 +33,11 @@ class Student(Component, nn.Module):
         def dense(self) -> bool:
             """One token per grid position even when masked (mask tokens, gates); False if hidden patches are dropped."""
             return True
+
+        @property
+        def answers(self) -> Literal["visible", "hidden", "all"]:
+            """Positions it returns tokens for when masked: visible patches if it drops the others, unless it predicts them."""
+            return "all" if self.dense else "visible"
 
         @property
         def can_hide(self) -> bool:

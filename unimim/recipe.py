@@ -175,10 +175,12 @@ def _term_problems(recipe: Recipe, term: Term) -> list[str]:
         problems.append(
             f"view {term.view!r} is not made by views {recipe.views.name!r}, only {', '.join(recipe.views.names)}"
         )
-    if term.head.needs_dense and not student.dense and term.where in ("hidden", "all", "all+class"):
+    asked = term.where.removesuffix("+class")
+    if term.head.needs_dense and asked != "image" and student.answers not in (asked, "all"):
+        missing = "visible" if student.answers == "hidden" else "hidden"
         problems.append(
-            f"head {term.head.name!r} reads the student's tokens at hidden positions, but student {student.name!r} drops "
-            f"them; use a head with mask tokens of its own (decoder) or masking: replace"
+            f"head {term.head.name!r} reads the student's tokens at {missing} positions, but student {student.name!r} has "
+            f"none there; use a head with mask tokens of its own (decoder) or a student that answers for all (masking: replace)"
         )
     if term.loss.discrete != term.teacher.discrete:
         wants, gives = ("ids" if flag else "vectors" for flag in (term.loss.discrete, term.teacher.discrete))

@@ -41,12 +41,20 @@ class Rendition:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a teacher must know of the student: image (H, W) in pixels, grid (h, w) in tokens, its width D, channels."""
+    """What a teacher must know of the student: image (H, W) in pixels, grid (h, w) in tokens, its width D, channels.
+
+    masked: width of its tokens of a masked image, where that is not D.
+    """
 
     image: Size
     grid: Size
     dim: int
     channels: int = 3
+    masked: int | None = None
+
+    @property
+    def masked_dim(self) -> int:
+        return self.dim if self.masked is None else self.masked
 
     @property
     def num_tokens(self) -> int:
@@ -184,7 +192,8 @@ class Encoded:
     """What a student returns.
 
     tokens (B, L, D).  index (B, L) int64: their grid positions; None for a dense student, whose token j sits at j.
-    prefix (B, P, D).  taps: {Tap: (B, P + L, D)}, before the final norm.  box, flip: geometry of the view it saw.
+    prefix (B, P, D).  taps: {Tap: (B, P + L, D)}, before the final norm; L are the patches that entered the blocks, also
+    where the student answers for others.  box, flip: geometry of the view it saw.
     normed: the final norm was applied to tokens and prefix.
     """
 

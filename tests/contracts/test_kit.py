@@ -154,6 +154,7 @@ STUDENTS = {
     "visible pixels do not reach": bad(ViT, forward=on_encoded(tokens=lambda e: torch.zeros_like(e.tokens))),
     "of a masked image must be": bad(ViT, forward=shortened),
     "index must be mask.visible_index": bad(ViT, {"dense": False}, forward=on_encoded(index=lambda e: None)),
+    "index must be mask.hidden_index": bad(ViT, {"dense": False, "answers": "hidden"}),
     "index must be None": bad(ViT, forward=on_encoded(index=lambda e: torch.zeros(2, 24, dtype=torch.int64))),
     "promises a prefix": bad(ViT, forward=on_encoded(prefix=lambda e: e.prefix[:, 0])),
     "grid must be": bad(ViT, forward=on_encoded(grid=lambda e: (6, 4))),

@@ -52,7 +52,7 @@ class Decoder(Head):
 
     def __init__(self, config: Decoder.Config, student: Student, out_dim: int) -> None:
         super().__init__()
-        self.embed = nn.Linear(student.dim, config.dim)
+        self.embed = nn.Linear(student.geometry.masked_dim, config.dim)
         sparse = not student.config.dense
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if sparse else None
         self.register_buffer("positions", sincos_2d(student.geometry.grid, config.dim), persistent=False)

@@ -36,7 +36,7 @@ class FC(Head):
 
     def __init__(self, config: FC.Config, student: Student, out_dim: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(student.dim, out_dim)
+        self.proj = nn.Linear(student.geometry.masked_dim, out_dim)
         (init_truncated if config.init == "truncated" else init_xavier)(self)
 
     def forward(self, encoded: Encoded, query: Query) -> Tensor:

@@ -19,7 +19,8 @@ from ..types import TargetSpec
 from ..weights import check
 
 STUDENT, HEAD, COPY = "student.", "branches.mim.head.", "teachers.mim.copy."
-"""Where the parts of a one-term objective stand in its state dict."""
+"""Where the student, and the head and momentum copy of the term `mim`, stand in an objective's state dict. Further terms
+of a recipe may bring no tensors of their own."""
 
 UNTOLD = object()
 """The value of a recipe key that tensors cannot tell and an override must."""
@@ -149,7 +150,8 @@ class Importer(ABC):
                 data["provenance"][path] = "official checkpoint: shapes of its tensors"
         names = {path: _part(data, path)[0].get("name") for path in inferred}
         data = override(data, overrides)
-        untold = [path.removeprefix("terms.mim.") for path, name in names.items() if not _given(data, path, name)]
+        short = "terms.mim." if len(data["terms"]) == 1 else ""  # a key names the only term's part by itself
+        untold = [path.removeprefix(short) for path, name in names.items() if not _given(data, path, name)]
         if untold:
             raise ValueError(
                 f"the tensors do not tell {', '.join(untold)}; give {' '.join(f'{path}=...' for path in untold)}"

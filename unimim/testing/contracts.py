@@ -31,6 +31,7 @@ Named = str | Mapping[str, Any] | Component.Config
 """A component as a recipe names it."""
 TOY: Mapping[str, Any] = {"name": "vit", "image_size": (16, 24), "patch_size": 4, "dim": 16, "depth": 2, "num_heads": 2}
 """The student that other components are checked beside: a grid of 4 x 6 tokens, so that swapped sides show."""
+INDEX = {"visible": "mask.visible_index", "hidden": "mask.hidden_index", "all": "both, visible patches first"}
 Must = Callable[[bool, str], None]
 """must(what holds, what to say otherwise)."""
 _FIELDS: Mapping[str, Any] = {
@@ -174,13 +175,15 @@ def _check_encoded(must: Must, encoded: Encoded, config: Any, view: View, mask: 
     if mask is None or config.dense:
         must(encoded.index is None, f"token j {how} sits at position j, so index must be None")
     else:
-        known = mask.visible_index, mask.hidden_index  # the second: it answers for what it did not see
-        right = encoded.index is not None and any(torch.equal(encoded.index, index) for index in known)
-        must(right, "it is not dense, so index must be mask.visible_index, or hidden_index if it answers for those")
-    shape = batch, geometry.num_tokens if encoded.index is None else encoded.index.shape[1], geometry.dim
+        seen, unseen = mask.visible_index, mask.hidden_index
+        index = {"visible": seen, "hidden": unseen, "all": torch.cat([seen, unseen], 1)}[config.answers]
+        right = encoded.index is not None and torch.equal(encoded.index, index)
+        must(right, f"not dense, it answers for {config.answers} patches, so index must be {INDEX[config.answers]}")
+    dim = geometry.dim if mask is None else geometry.masked_dim
+    shape = batch, geometry.num_tokens if encoded.index is None else encoded.index.shape[1], dim
     must(encoded.tokens.shape == shape, f"tokens {how} must be {shape}, not {tuple(encoded.tokens.shape)}")
     must(_finite(encoded.tokens) and _finite(encoded.prefix), f"tokens {how} must be finite")
-    prefix, shape = tuple(encoded.prefix.shape), (batch, config.num_prefix, geometry.dim)
+    prefix, shape = tuple(encoded.prefix.shape), (batch, config.num_prefix, dim)
     must(prefix == shape, f"num_prefix {config.num_prefix} promises a prefix of {shape}, not {prefix}")
     must(encoded.grid == geometry.grid, f"grid must be {geometry.grid}, not {encoded.grid}")
     must(encoded.box is view.box and encoded.flip is view.flip, "it must hand on box and flip of the view")
@@ -193,8 +196,9 @@ def _check_taps(must: Must, student: Any, view: View, mask: Mask | None) -> None
     must(torch.equal(plain.tokens, tapped.tokens), "asking for taps must not change the tokens")
     missing = [tap for tap in asked if tap not in tapped.taps]
     must(not missing, f"num_blocks promises these taps, but they are missing: {missing}")
-    batch, length, dim = plain.tokens.shape
-    shape = batch, plain.prefix.shape[1] + length, dim
+    geometry = student.geometry
+    seen = geometry.num_tokens if mask is None or student.config.dense else mask.visible_index.shape[1]
+    shape = len(view.image), plain.prefix.shape[1] + seen, geometry.dim
     wrong = {tap: tuple(tapped.taps[tap].shape) for tap in asked if tapped.taps[tap].shape != shape}
     must(not wrong, f"a tap holds prefix and tokens, {shape}, but these do not: {wrong}")
 
@@ -226,8 +230,8 @@ def check_head(head: Named, student: Named = TOY, out_dim: int = 5) -> None:
     """H: (B, M, out_dim) at the queried positions, in the query's order; for the image; with the class token first."""
     config, pupil = _config("heads", head), _config("students", student)
     must, encoder = _must("head", config), _stirred(pupil.build()).eval()
-    fits = pupil.dense or not config.needs_dense
-    must(fits, f"it needs a dense student, but {pupil.name!r} drops hidden patches; pass one that keeps them")
+    fits = pupil.answers != "visible" or not config.needs_dense
+    must(fits, f"it needs tokens of hidden patches, but {pupil.name!r} drops them; pass a student that keeps them")
     beyond = [tap for tap in config.taps if not 0 <= tap.block < pupil.num_blocks]
     must(not beyond, f"it reads {beyond}, but the student has {pupil.num_blocks} blocks; pass a deeper one")
     fits = pupil.num_prefix > 0 or not config.needs_class
