@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..types import gather, scatter
 from .blocks import Attention, Block, attend, init_truncated, init_xavier, truncated_normal
-from .patches import patchify, unpatchify
+from .patches import check_patches, check_pixels, pair, patchify, unpatchify
 from .positions import RelativePositionBias, relative_index, sincos_2d
 from .units import PatchMerge, inner_positions, to_units
 from .windows import WindowAttention
@@ -16,10 +16,13 @@ __all__ = [
     "RelativePositionBias",
     "WindowAttention",
     "attend",
+    "check_patches",
+    "check_pixels",
     "gather",
     "init_truncated",
     "init_xavier",
     "inner_positions",
+    "pair",
     "patchify",
     "relative_index",
     "scatter",

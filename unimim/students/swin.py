@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..axes import Student
 from ..layers.blocks import Block, init_xavier
+from ..layers.patches import MAX_SIDE, check_pixels, pair
 from ..layers.units import PatchMerge, to_units
 from ..layers.windows import WindowAttention
 from ..types import Encoded, Geometry, Mask, Size, Tap, View, gather
@@ -81,8 +82,7 @@ class Swin(Student):
                     raise ValueError(
                         f"num_heads: width {self.dim << stage} of stage {stage} does not divide into {heads}"
                     )
-            if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
-                raise ValueError(f"mean and std need channels: {self.channels} numbers each, std positive")
+            check_pixels(self.channels, self.mean, self.std)
             problem = self._misfit(self.sides, self.window)
             if problem:
                 raise ValueError(f"{problem}; {self._nearest()}")
@@ -90,7 +90,7 @@ class Swin(Student):
 
         @property
         def sides(self) -> Size:
-            return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+            return pair(self.image_size)
 
         @property
         def stride(self) -> int:
@@ -108,8 +108,8 @@ class Swin(Student):
 
         def _misfit(self, sides: Size, window: int) -> str:
             """Why an image of these sides does not divide; empty if it does."""
-            if not 1 <= min(sides) <= max(sides) <= 2**13:
-                return f"image_size {sides[0]}x{sides[1]}: each side is 1 to {2**13} pixels"
+            if not 1 <= min(sides) <= max(sides) <= MAX_SIDE:
+                return f"image_size {sides[0]}x{sides[1]}: each side is 1 to {MAX_SIDE} pixels"
             if sides[0] % self.stride or sides[1] % self.stride:
                 return f"image_size {sides[0]}x{sides[1]} is not whole units of {self.stride} pixels, the last stage's stride"
             for stage in range(len(self.depths)):
@@ -121,7 +121,7 @@ class Swin(Student):
 
         def _nearest(self) -> str:
             """The sizes that work nearest to those given: of the image with this window, of windows with this image."""
-            around = range(self.stride, 2**13 + 1, self.stride)
+            around = range(self.stride, MAX_SIDE + 1, self.stride)
             by_distance = sorted(around, key=lambda side: max(abs(side - own) for own in self.sides))
             images = [side for side in by_distance if not self._misfit((side, side), self.window)][:2]
             windows = [window for window in range(2, 65) if not self._misfit(self.sides, window)]

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from ..axes import Student
 from ..layers.blocks import Block, QkvBias, init_truncated, init_xavier, truncated_normal
+from ..layers.patches import check_patches, check_pixels, pair
 from ..layers.positions import RelativePositionBias, sincos_2d
 from ..types import Encoded, Geometry, Mask, Size, Tap, View, gather
 
-MAX_SIDE, MAX_TOKENS = 2**13, 2**16
-"""Pixels, and patches of the grid: beyond any use, and before the memory is."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES: Mapping[str, Mapping[str, int]] = {
     "micro": {"dim": 128, "depth": 6, "num_heads": 4},
@@ -79,26 +78,17 @@ class ViT(Student):
 
         @model_validator(mode="after")
         def _divides(self) -> ViT.Config:
-            (height, width), (rows, columns) = _pair(self.image_size), _pair(self.patch_size)
-            sides = f"image_size {height}x{width}, patch_size {rows}x{columns}"
-            if not 1 <= min(rows, columns, height, width) <= max(rows, columns, height, width) <= MAX_SIDE:
-                raise ValueError(f"{sides}: each side is 1 to {MAX_SIDE} pixels")
-            if height % rows or width % columns:
-                nearest = max(rows, round(height / rows) * rows), max(columns, round(width / columns) * columns)
-                raise ValueError(f"{sides}: the image is not whole patches; nearest image_size {list(nearest)}")
-            if (height // rows) * (width // columns) > MAX_TOKENS:
-                raise ValueError(f"{sides}: more than {MAX_TOKENS} patches")
+            check_patches(self.image_size, self.patch_size)
+            check_pixels(self.channels, self.mean, self.std)
             if self.dim % self.num_heads:
                 raise ValueError(f"dim {self.dim} does not divide into num_heads {self.num_heads}")
             if self.positions == "sincos" and self.dim % 4:
                 raise ValueError(f"positions: sincos needs dim divisible by 4, not {self.dim}")
-            if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
-                raise ValueError(f"mean and std need channels: {self.channels} numbers each, std positive")
             return self
 
         @property
         def geometry(self) -> Geometry:
-            image, patch = _pair(self.image_size), _pair(self.patch_size)
+            image, patch = pair(self.image_size), pair(self.patch_size)
             return Geometry(image, (image[0] // patch[0], image[1] // patch[1]), self.dim, self.channels)
 
         @property
@@ -136,7 +126,7 @@ class ViT(Student):
         dim, num_tokens = config.dim, self.geometry.num_tokens
         self.register_buffer("mean", torch.tensor(config.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(-1, 1, 1), persistent=False)
-        patch = _pair(config.patch_size)
+        patch = pair(config.patch_size)
         self.patch_embed = PatchEmbed(self.geometry.image, patch, config.channels, dim)
         self.prefix = nn.Parameter(torch.zeros(1, self.num_prefix, dim)) if self.num_prefix else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.masking == "replace" else None
@@ -232,7 +222,3 @@ class ViT(Student):
         if part in ("blocks", "block_bias"):
             return int(rest.partition(".")[0]) + 1
         return len(self.blocks) + 1
-
-
-def _pair(size: int | Size) -> Size:
-    return (size, size) if isinstance(size, int) else size

@@ -11,12 +11,18 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from unimim import Encoded, Geometry, Mask, Student, Tap, View
-from unimim.layers import Block, init_truncated, init_xavier, sincos_2d, truncated_normal
+from unimim.layers import (
+    Block,
+    check_patches,
+    check_pixels,
+    init_truncated,
+    init_xavier,
+    pair,
+    sincos_2d,
+    truncated_normal,
+)
 
 from .regressor import RegressorBlock
-
-MAX_SIDE, MAX_TOKENS = 2**13, 2**16
-"""Pixels, and patches of the grid: beyond any use, and before the memory is."""
 
 
 class CAE(Student):
@@ -39,7 +45,7 @@ class CAE(Student):
 
         name: Literal["cae"] = "cae"
         image_size: int | tuple[int, int] = 224
-        patch_size: int = Field(16, gt=0, le=MAX_SIDE)
+        patch_size: int = Field(16, gt=0, le=2**13)
         channels: int = Field(3, gt=0, le=1024)
         dim: int = Field(768, gt=0, le=2**16, multiple_of=4)
         depth: int = Field(12, gt=0, le=1024)
@@ -58,27 +64,18 @@ class CAE(Student):
 
         @model_validator(mode="after")
         def _divides(self) -> CAE.Config:
-            (height, width), patch = self.sides, self.patch_size
-            sides = f"image_size {height}x{width}, patch_size {patch}"
-            if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
-                raise ValueError(f"{sides}: each side is 1 to {MAX_SIDE} pixels")
-            if height % patch or width % patch:
-                nearest = [max(patch, round(side / patch) * patch) for side in (height, width)]
-                raise ValueError(f"{sides}: the image is not whole patches; nearest image_size {nearest}")
-            if (height // patch) * (width // patch) > MAX_TOKENS:
-                raise ValueError(f"{sides}: more than {MAX_TOKENS} patches")
+            check_patches(self.image_size, self.patch_size)
+            check_pixels(self.channels, self.mean, self.std)
             for part, heads in (("dim", "num_heads"), ("regressor_dim", "regressor_heads")):
                 if getattr(self, part) % getattr(self, heads):
                     raise ValueError(
                         f"{part} {getattr(self, part)} does not divide into {heads} {getattr(self, heads)}"
                     )
-            if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
-                raise ValueError(f"mean and std need channels: {self.channels} numbers each, std positive")
             return self
 
         @property
         def sides(self) -> tuple[int, int]:
-            return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+            return pair(self.image_size)
 
         @property
         def geometry(self) -> Geometry:

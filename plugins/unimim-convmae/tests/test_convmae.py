@@ -254,7 +254,10 @@ def test_other_positions_and_fine_tuned_files_are_refused() -> None:
     ("override", "message"),
     [
         ("student.patch_size=6", r"strides are patch_size / 4, 2 and 2; nearest 8"),
-        ("student.image_size=30", r"30x30 is not whole patches of 4 pixels; nearest image_size \[32, 32\]"),
+        (
+            "student.image_size=30",
+            r"image_size 30x30, patch_size 4x4: the image is not whole patches; nearest image_size \[32, 32\]",
+        ),
         ("student.image_size=[32, 10000]", r"each side is 1 to 8192"),
         ("student.num_heads=3", r"dim 16 must divide into num_heads 3"),
         ("student.conv_dims=[0, 8]", r"student.conv_dims.0: input should be greater than 0"),

@@ -10,12 +10,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from unimim import Encoded, Geometry, Mask, Student, Tap, View
-from unimim.layers import Block, gather, init_xavier, sincos_2d, to_units
+from unimim.layers import Block, check_patches, check_pixels, gather, init_xavier, pair, sincos_2d, to_units
 
 from .layers import ConvBlock, PatchEmbed, UnitConv
 
-MAX_SIDE, MAX_TOKENS = 2**13, 2**16
-"""Pixels, and tokens of the grid."""
 Width = Annotated[int, Field(gt=0, le=2**14)]
 Depth = Annotated[int, Field(gt=0, le=1024)]
 Ratio = Annotated[float, Field(gt=0, le=64)]
@@ -61,31 +59,22 @@ class ConvMAE(Student):
 
         @model_validator(mode="after")
         def _divides(self) -> ConvMAE.Config:
-            (height, width), patch = self.sides, self.patch_size
+            patch = self.patch_size
             if patch % 4:
                 raise ValueError(
                     f"patch_size {patch}: the strides are patch_size / 4, 2 and 2; nearest {max(4, round(patch / 4) * 4)}"
                 )
-            if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
-                raise ValueError(f"image_size {height}x{width}: each side is 1 to {MAX_SIDE} pixels")
-            if height % patch or width % patch:
-                nearest = [max(patch, round(side / patch) * patch) for side in (height, width)]
-                raise ValueError(
-                    f"image_size {height}x{width} is not whole patches of {patch} pixels; nearest image_size {nearest}"
-                )
-            if (height // patch) * (width // patch) > MAX_TOKENS:
-                raise ValueError(f"image_size {height}x{width}, patch_size {patch}: more than {MAX_TOKENS} tokens")
+            check_patches(self.image_size, self.patch_size)
+            check_pixels(self.channels, self.mean, self.std)
             if self.dim % self.num_heads or self.dim % 4:
                 raise ValueError(
                     f"dim {self.dim} must divide into num_heads {self.num_heads} and into 4 (sin-cos positions)"
                 )
-            if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
-                raise ValueError(f"mean and std need channels: {self.channels} numbers each, std positive")
             return self
 
         @property
         def sides(self) -> tuple[int, int]:
-            return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+            return pair(self.image_size)
 
         @property
         def geometry(self) -> Geometry:

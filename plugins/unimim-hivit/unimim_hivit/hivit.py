@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unimim import Encoded, Geometry, Mask, Student, Tap, View
-from unimim.layers import Block, PatchMerge, gather, sincos_2d, to_units
+from unimim.layers import Block, PatchMerge, check_patches, check_pixels, gather, pair, sincos_2d, to_units
 
 from .layers import MlpBlock, RelativeAttention
 
-MAX_SIDE, MAX_TOKENS = 2**13, 2**16
-"""Pixels, and tokens of the grid."""
 Depth = Annotated[int, Field(gt=0, le=1024)]
 
 
@@ -64,31 +62,22 @@ class HiViT(Student):
 
         @model_validator(mode="after")
         def _divides(self) -> HiViT.Config:
-            (height, width), patch = self.sides, self.patch_size
+            patch = self.patch_size
             if patch % 4:
                 raise ValueError(
                     f"patch_size {patch}: a patch is 4 x 4 tokens of the first stage; nearest {max(4, round(patch / 4) * 4)}"
                 )
-            if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
-                raise ValueError(f"image_size {height}x{width}: each side is 1 to {MAX_SIDE} pixels")
-            if height % patch or width % patch:
-                nearest = [max(patch, round(side / patch) * patch) for side in (height, width)]
-                raise ValueError(
-                    f"image_size {height}x{width} is not whole patches of {patch} pixels; nearest image_size {nearest}"
-                )
-            if (height // patch) * (width // patch) > MAX_TOKENS:
-                raise ValueError(f"image_size {height}x{width}, patch_size {patch}: more than {MAX_TOKENS} tokens")
+            check_patches(self.image_size, self.patch_size)
+            check_pixels(self.channels, self.mean, self.std)
             if self.dim % self.num_heads or self.dim % 4:
                 raise ValueError(
                     f"dim {self.dim} must divide into num_heads {self.num_heads} and into 4 (the first stage is dim / 4 wide)"
                 )
-            if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
-                raise ValueError(f"mean and std need channels: {self.channels} numbers each, std positive")
             return self
 
         @property
         def sides(self) -> tuple[int, int]:
-            return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+            return pair(self.image_size)
 
         @property
         def geometry(self) -> Geometry:
