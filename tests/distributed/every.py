@@ -30,6 +30,7 @@ TEACHER = {
     "open_clip": ("teacher.model=local-dir:CLIP", "teacher.pretrained=null"),
     "dvae": ("teacher={name: kmeans, teacher: pixel, num_codes: 8}",),
     "kmeans": ("teacher.num_codes=8",),
+    "timm": ("teacher.model=test_vit", "teacher.pretrained=false"),
     "self": ("teacher.layers=[0, 1]",),
 }
 

@@ -112,10 +112,10 @@ def test_with_everything_visible_the_two_ways_of_hiding_agree() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image_size": 224}, "stage 0 has 56x56 tokens, which windows of 6x6 do not divide; nearest image_size for window 6: "
-         "96 or 192; window for this image: 7 or 14"),
-        ({"image_size": 200}, "not whole units of 32 pixels, the last stage's stride; nearest image_size for window 6: 96 "),
-        ({"image_size": 192, "window": 7}, "nearest image_size for window 7: 224 or 448; window for this image: 3 or 6"),
+        ({"image_size": 224}, "window 6: stage 0 has 56x56 tokens, which windows of 6x6 do not divide (nearest image_size for "
+         "window 6: 96 or 192, window for this image: 7 or 14)"),
+        ({"image_size": 200}, "not whole units of 32 pixels, the last stage's stride (nearest image_size for window 6: 96 "),
+        ({"image_size": 192, "window": 7}, "(nearest image_size for window 7: 224 or 448, window for this image: 3 or 6)"),
         ({"num_heads": (4, 8, 16)}, "need one number a stage each"),
         ({"num_heads": (3, 8, 16, 32)}, "width 128 of stage 0 does not divide into 3"),
         ({"size": "giant"}, "unknown size 'giant'; choose one of micro, tiny"),

@@ -7,6 +7,7 @@ import inspect
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -93,6 +94,8 @@ def _shard(objective: Any, run: Run, device: torch.device) -> nn.Module:
         for teacher in frozen:
             fully_shard(teacher, **policy)
         frozen = []
+    # A block also returns its MLP branch, which is a view. Nothing writes into what a block returned.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     for block in shardable.blocks():
         fully_shard(block, **policy)
     module: nn.Module = objective

@@ -85,7 +85,10 @@ class Swin(Student):
             check_pixels(self.channels, self.mean, self.std)
             problem = self._misfit(self.sides, self.window)
             if problem:
-                raise ValueError(f"{problem}; {self._nearest()}")
+                given = (
+                    f"image_size {'x'.join(map(str, self.sides))}, patch_size {self.patch_size}, depths {self.depths}"
+                )
+                raise ValueError(f"{given}, window {self.window}: {problem} ({self._nearest()})")
             return self
 
         @property
@@ -109,9 +112,9 @@ class Swin(Student):
         def _misfit(self, sides: Size, window: int) -> str:
             """Why an image of these sides does not divide; empty if it does."""
             if not 1 <= min(sides) <= max(sides) <= MAX_SIDE:
-                return f"image_size {sides[0]}x{sides[1]}: each side is 1 to {MAX_SIDE} pixels"
+                return f"each side is 1 to {MAX_SIDE} pixels"
             if sides[0] % self.stride or sides[1] % self.stride:
-                return f"image_size {sides[0]}x{sides[1]} is not whole units of {self.stride} pixels, the last stage's stride"
+                return f"the image is not whole units of {self.stride} pixels, the last stage's stride"
             for stage in range(len(self.depths)):
                 height, width = (side // (self.patch_size << stage) for side in sides)
                 side = min(height, width, window)
@@ -127,7 +130,7 @@ class Swin(Student):
             windows = [window for window in range(2, 65) if not self._misfit(self.sides, window)]
             windows = sorted(windows, key=lambda window: abs(window - self.window))[:2]
             advice = f"nearest image_size for window {self.window}: {' or '.join(map(str, sorted(images)))}"
-            return advice + (f"; window for this image: {' or '.join(map(str, sorted(windows)))}" if windows else "")
+            return advice + (f", window for this image: {' or '.join(map(str, sorted(windows)))}" if windows else "")
 
         @property
         def geometry(self) -> Geometry:
