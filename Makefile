@@ -26,7 +26,7 @@ demo: $(INSTALLED)
 	  --data $(DEMO_DATA) --in-memory --probe-images 4000 --log-every 25 --out $(DEMO)
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 plugins
 
 check: $(INSTALLED)
