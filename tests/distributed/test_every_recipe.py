@@ -12,8 +12,7 @@ from .every import STEPS, distinct, main, names
 from .worker import column, torchrun
 
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
-    "parts of 2 images, recomputed": (1, {"micro_batch": 2, "recompute": True}),
-    "2 workers": (1, {"workers": 2}),
+    "parts of 2 images, recomputed, 2 workers": (1, {"micro_batch": 2, "recompute": True, "workers": 2}),
     "compiled": (1, {"compile": True}),
     "ddp on 2": (2, {}),
     "fsdp on 2, parts of 2, teachers sharded": (2, {"parallel": "fsdp", "micro_batch": 2, "shard_teachers": True}),

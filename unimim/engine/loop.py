@@ -20,7 +20,7 @@ from .checkpoint import CheckpointError, Checkpoints, Found, write_text
 from .data.loader import STOPPING, Sampler, addresses, first_images, steps
 from .data.sources import ImageSource
 from .distributed import Agreement, accumulating, parallel
-from .folder import write_status
+from .folder import read_status, write_status
 from .log import Log
 from .optim import adamw, set_rate
 from .run import Plan, Run, split
@@ -381,8 +381,9 @@ def interruptible() -> Iterator[Any]:
 
 
 def _hung(run: Run, log: Log, reason: str) -> None:
-    log.say(reason)
-    write_status(run.out, "failed", None, reason)
+    if read_status(run.out).get("status") == "running":
+        log.say(reason)
+        write_status(run.out, "failed", None, reason)
 
 
 def _seed(*address: int) -> int:

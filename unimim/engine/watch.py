@@ -97,9 +97,8 @@ class Watch:
             who = f"process {_listed(behind)} of {world_size()} is behind, in phase {ORDER[last[1]]} of step {last[0]}"
         with suppress(OSError), (self.folder / f"hang-rank-{rank()}.txt").open("w") as file:
             faulthandler.dump_traceback(file)
-        if rank() == min(alive):
-            with suppress(Exception):
-                self.on_hang(f"nothing has moved for {self.limit:g} seconds {where}: {who}; stacks in {self.folder}")
+        with suppress(Exception):  # by every process: the end of the first to say it is an error for the others
+            self.on_hang(f"nothing has moved for {self.limit:g} seconds {where}: {who}; stacks in {self.folder}")
         for *_, process, host in (after[number] for number in silent if number in after):
             if host == socket.gethostname():
                 with suppress(OSError):
