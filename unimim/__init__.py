@@ -27,6 +27,7 @@ _HOME = {
     "Encoded": "types",
     "Geometry": "types",
     "Mask": "types",
+    "Penalized": "types",
     "Progress": "types",
     "Query": "types",
     "Rendition": "types",
@@ -42,6 +43,8 @@ _HOME = {
     "Objective": "objective",
     "Sampling": "sampling",
     "uniform": "address",
+    "all_gather": "world",
+    "all_reduce_sum": "world",
     "paper": "provenance",
     "official": "provenance",
     "ours": "provenance",
@@ -59,6 +62,7 @@ __all__ = [
     "MaskSampler",
     "Norm",
     "Objective",
+    "Penalized",
     "Progress",
     "Query",
     "Recipe",
@@ -75,6 +79,8 @@ __all__ = [
     "View",
     "Views",
     "__version__",
+    "all_gather",
+    "all_reduce_sum",
     "hookimpl",
     "load",
     "official",
@@ -100,6 +106,7 @@ if TYPE_CHECKING:
         Encoded,
         Geometry,
         Mask,
+        Penalized,
         Progress,
         Query,
         Rendition,
@@ -108,6 +115,7 @@ if TYPE_CHECKING:
         TargetSpec,
         View,
     )
+    from .world import all_gather, all_reduce_sum
 
 
 def __getattr__(name: str) -> Any:

@@ -6,14 +6,27 @@ What validation must know before a weight is loaded is a property of the compone
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
 from .registry import Component, by_name
-from .types import Encoded, Geometry, Mask, Progress, Query, Rendition, Size, Tap, Target, TargetSpec, View
+from .types import (
+    Encoded,
+    Geometry,
+    Mask,
+    Penalized,
+    Progress,
+    Query,
+    Rendition,
+    Size,
+    Tap,
+    Target,
+    TargetSpec,
+    View,
+)
 
 Rng = np.random.Generator
 
@@ -101,6 +114,11 @@ class Teacher(Component, nn.Module):
             return False
 
         @property
+        def reads_folds(self) -> bool:
+            """Its target under one mask fold is made of what the student returned under the others; see `from_folds`."""
+            return False
+
+        @property
         def differentiable(self) -> bool:
             """The gradient flows through the target."""
             return False
@@ -126,6 +144,10 @@ class Teacher(Component, nn.Module):
     @abstractmethod
     def forward(self, view: View, mask: Mask | None = None) -> Target:
         """view (the whole image), mask -> Target on the student's grid."""
+
+    def from_folds(self, others: Sequence[Encoded]) -> Target:
+        """The student's answers under the view's other mask folds -> Target, for teachers that read folds."""
+        raise TypeError(f"{type(self).__name__} does not read folds")
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode; a teacher that needs batch statistics overrides this."""
@@ -205,8 +227,27 @@ class Head(Component, nn.Module):
             return head
 
     @abstractmethod
-    def forward(self, encoded: Encoded, query: Query) -> Tensor | tuple[Tensor, ...]:
-        """-> (B, M, out_dim); (B, 1, out_dim) for the image; or several predictions of one target, whose losses add."""
+    def forward(self, encoded: Encoded, query: Query) -> Tensor | tuple[Tensor, ...] | Penalized:
+        """-> (B, M, out_dim); (B, 1, out_dim) for the image; or several predictions of one target, whose losses add; or
+        predictions with a price of their own."""
+
+    @property
+    def needs_fit(self) -> bool:
+        return False
+
+    def fit(self, encoded: Iterable[Encoded]) -> None:
+        """Called once before a new run, with what the student makes of training data, if `needs_fit`."""
+
+    def on_step_start(self, progress: Progress) -> None:
+        """Before the forward passes of an optimizer step, once however many micro-batches it has."""
+
+    def on_step_end(self, progress: Progress) -> None:
+        """After the optimizer step: where a codebook moves, once for all micro-batches and processes."""
+
+    @property
+    def health(self) -> Mapping[str, Tensor]:
+        """Scalars worth logging, detached, on the device: how a codebook is used, and the like."""
+        return {}
 
 
 class Loss(Component, nn.Module):
@@ -229,6 +270,12 @@ class Loss(Component, nn.Module):
         @property
         def world(self) -> bool:
             """Its value depends on the other images of the global batch."""
+            return False
+
+        @property
+        def contrasts(self) -> bool:
+            """Compares with every patch of the image, asked about or not: its forward takes a fourth argument, `keys`
+            (B, N, dim), the dense target, or None."""
             return False
 
         def build(self, spec: TargetSpec) -> Loss:

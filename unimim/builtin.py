@@ -50,6 +50,7 @@ def unimim_losses() -> Mapping[str, str]:
         "smooth_l1": "unimim.losses:SmoothL1",
         "cosine": "unimim.losses:Cosine",
         "cross_entropy": "unimim.losses:CrossEntropy",
+        "info_nce": "unimim.losses:InfoNCE",
         "variance": "unimim.losses:Variance",
         "sum": "unimim.losses:Sum",
     }
@@ -61,6 +62,7 @@ def unimim_masks() -> Mapping[str, str]:
         "none": "unimim.masks:NoMask",
         "random": "unimim.masks:Random",
         "block": "unimim.masks:Block",
+        "split": "unimim.masks:Split",
     }
 
 

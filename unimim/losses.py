@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .axes import Loss, LossConfig
 from .schedule import Frozen
 from .types import TargetSpec
+from .world import all_gather
 
 
 class L1(Loss):
@@ -104,6 +105,52 @@ class Variance(Loss):
         return hinge.expand(pred.shape[:2])
 
 
+class InfoNCE(Loss):
+    """L_i = -log( exp(<p_i, t_i> / tau) / sum over keys k of exp(<p_i, k> / tau) ), with p, t and k on the unit sphere.
+
+    negatives: "image", the keys are the targets of all patches of the same image, asked about or not (TencentARC/ConMIM @
+    4263955, engine_for_pretraining.py); "world", they are the targets of all queries of the batch, gathered from all
+    processes, with the gradient where the teacher has one (MoCo v3 @ c349e6e, moco/builder.py, gathers without and
+    multiplies by 2 tau: the term's weight). With gradient accumulation the batch is the micro-batch.
+    """
+
+    class Config(Loss.Config):
+        name: Literal["info_nce"] = "info_nce"
+        temperature: float = Field(0.1, gt=0, le=1e3)
+        negatives: Literal["image", "world"] = "image"
+
+        @property
+        def contrasts(self) -> bool:
+            return self.negatives == "image"
+
+        @property
+        def world(self) -> bool:
+            return self.negatives == "world"
+
+        @property
+        def label(self) -> str:
+            return "InfoNCE"
+
+    def forward(self, pred: Tensor, target: Tensor, valid: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+        """keys (B, N, D) for negatives "image"; None: the queries' own targets."""
+        pred, target = F.normalize(pred, dim=-1), F.normalize(target, dim=-1)
+        agreement: Tensor = (pred * target).sum(-1) / self.config.temperature
+        if self.config.negatives == "image" and keys is not None:
+            return self._against(pred, F.normalize(keys, dim=-1), None) - agreement
+        if self.config.negatives == "image":
+            return self._against(pred, target, valid) - agreement
+        everyone = all_gather(target).flatten(0, 1)
+        real = None if valid is None else all_gather(valid.float()).flatten() > 0
+        return self._against(pred, everyone, real) - agreement
+
+    def _against(self, pred: Tensor, keys: Tensor, real: Tensor | None) -> Tensor:
+        """log of the sum over keys (..., K, D), of those that are real (..., K), for pred (B, M, D) -> (B, M)."""
+        logits: Tensor = pred @ keys.mT / self.config.temperature
+        if real is not None:
+            logits = logits.masked_fill(~real.unsqueeze(-2), -torch.inf)
+        return logits.logsumexp(-1)
+
+
 class Weighted(Frozen):
     """A loss and its weight inside a `sum`."""
 
@@ -127,6 +174,10 @@ class Sum(Loss):
             return any(part.loss.world for part in self.losses)
 
         @property
+        def contrasts(self) -> bool:
+            return any(part.loss.contrasts for part in self.losses)
+
+        @property
         def label(self) -> str:
             return " & ".join(part.loss.label for part in self.losses)
 
@@ -134,6 +185,9 @@ class Sum(Loss):
         super().__init__(config, spec)
         self.losses = nn.ModuleList(part.loss.build(spec) for part in config.losses)
 
-    def forward(self, pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
-        parts = [w.weight * loss(pred, target, valid) for w, loss in zip(self.config.losses, self.losses, strict=True)]
-        return torch.stack(parts).sum(0)
+    def forward(self, pred: Tensor, target: Tensor, valid: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+        total = torch.zeros((), device=pred.device)
+        for part, loss in zip(self.config.losses, self.losses, strict=True):
+            more = {"keys": keys} if part.loss.contrasts else {}
+            total = total + part.weight * loss(pred, target, valid, **more)
+        return total

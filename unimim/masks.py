@@ -71,6 +71,45 @@ class Random(MaskSampler):
         return hidden.reshape(units).repeat(side, 0).repeat(side, 1).reshape(1, -1)
 
 
+class Split(MaskSampler):
+    """K masks from one draw: of a random order of the N patches, fold k sees the k-th run of int(N (1 - ratio)), no other.
+
+    No patch is seen twice. SplitMask (arXiv 2112.10740) has K = 2 and ratio 0.5, so that each fold hides what the other
+    sees; ExtreMA (microsoft/ExtreMA @ bf30b64, lib/builder.py) K = 5 and ratio 0.8, which leaves one patch of 196 out.
+    """
+
+    class Config(MaskSampler.Config):
+        """folds: K, at most as many as have room."""
+
+        name: Literal["split"] = "split"
+        folds: int = Field(2, ge=2, le=64)
+        ratio: float = Field(0.5, gt=0, lt=1)
+
+        def num_visible(self, grid: Size) -> int:
+            num_tokens = grid[0] * grid[1]
+            visible = int(num_tokens * (1 - self.ratio))
+            if not 0 < visible <= num_tokens // self.folds:
+                raise ValueError(
+                    f"ratio {self.ratio} leaves {visible} of {num_tokens} patches to each of {self.folds} folds, which takes "
+                    f"1 to {num_tokens // self.folds}; change ratio or folds"
+                )
+            return visible
+
+        def num_hidden(self, grid: Size) -> int | None:
+            return grid[0] * grid[1] - self.num_visible(grid)
+
+        @property
+        def num_folds(self) -> int:
+            return self.folds
+
+    def sample(self, grid: Size, rng: Rng) -> Hidden:
+        folds, visible = self.config.folds, self.config.num_visible(grid)
+        hidden = np.ones((folds, grid[0] * grid[1]), dtype=bool)
+        seen = rng.permutation(hidden.shape[1])[: folds * visible].reshape(folds, visible)
+        np.put_along_axis(hidden, seen, False, 1)
+        return hidden
+
+
 class Block(MaskSampler):
     """BEiT's block-wise masking: rectangles are hidden until `num_hidden` of them, or that share of the grid, are.
 

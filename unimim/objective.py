@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from .axes import Head, Loss, Norm, Student, Teacher
 from .layers.blocks import Block
 from .recipe import Recipe, Term, Where, hides
 from .registry import Component
-from .types import Batch, Encoded, Mask, Progress, Query, Rendition, Target, TargetSpec, View, gather
+from .types import Batch, Encoded, Mask, Penalized, Progress, Query, Rendition, Target, TargetSpec, View, gather
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,16 @@ class Pass:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One term on one pass, before the loss: pred and target at the queried positions, and the dense target."""
+    """One term on one pass, before the loss: pred and target at the queried positions, and the dense target.
+
+    penalty (B, M): what the head adds to each query's loss, if it does.
+    """
 
     query: Query
     preds: tuple[Tensor, ...]
     target: Tensor
     dense: Tensor
+    penalty: Tensor | None = None
 
 
 class Branch(nn.Module):
@@ -56,13 +60,16 @@ class Branch(nn.Module):
         with torch.autocast(step.mask.hidden.device.type, enabled=False):
             dense = target.tokens if self.term.teacher.discrete else self.norm(target.tokens.float())
             image = None if target.image is None else self.norm(target.image.float())
-        preds = self.head(step.encoded, wanted)
-        return Prediction(wanted, preds if isinstance(preds, tuple) else (preds,), _select(dense, image, wanted), dense)
+        said = self.head(step.encoded, wanted)
+        preds, penalty = (said.preds, said.penalty) if isinstance(said, Penalized) else (said, None)
+        preds = preds if isinstance(preds, tuple) else (preds,)
+        return Prediction(wanted, preds, _select(dense, image, wanted), dense, penalty)
 
-    def distances(self, pred: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+    def distances(self, pred: Tensor, target: Tensor, valid: Tensor | None, dense: Tensor | None = None) -> Tensor:
         """Per-query distances in float32."""
+        keys = {"keys": dense} if self.term.loss.contrasts else {}
         with torch.autocast(pred.device.type, enabled=False):
-            distances: Tensor = self.loss(pred.float(), target, valid)
+            distances: Tensor = self.loss(pred.float(), target, valid, **keys)
         return distances
 
 
@@ -90,7 +97,8 @@ class Objective(nn.Module):
         self.taps = tuple(dict.fromkeys(tap for term in recipe.terms.values() for tap in term.head.taps))
         self.progress = Progress(0, 1, 1)
         self.health: dict[str, Tensor] = {}
-        """Scalars of the last forward's targets, "target/<term>/<what>", detached, on the device; see `target_health`."""
+        """Scalars of the last forward, detached, on the device: "target/<term>/<what>", see `target_health`, and
+        "head/<term>/<what>" of heads that tell of themselves."""
 
     @property
     def terms(self) -> Mapping[str, Branch]:
@@ -115,6 +123,8 @@ class Objective(nn.Module):
             for name, branch in self.terms.items()
             for what, value in target_health(predictions[name][0].dense, branch.teacher[0].spec).items()
         }
+        for name, branch in self.terms.items():
+            self.health |= {f"head/{name}/{what}": value for what, value in branch.head.health.items()}
         counts = own.clamp_min(torch.finfo(own.dtype).tiny)  # nothing asked, nothing lost: 0, not 0 / 0
         losses = {name: self._reduce(name, predictions[name]) / counts[i] for i, name in enumerate(self.branches)}
         weights = {name: term.weight(self.progress.fraction) for name, term in self.recipe.terms.items()}
@@ -140,7 +150,11 @@ class Objective(nn.Module):
                 passes.append(Pass(batch.views[view], mask, self.student(batch.views[view], hiding, self.taps)))
         return {
             name: [
-                branch.predict(self._target(branch, batch, step.mask, seen), step, batch.views[branch.term.view])
+                branch.predict(
+                    self._target(branch, batch, step.mask, seen, _others(step, passes)),
+                    step,
+                    batch.views[branch.term.view],
+                )
                 for step in passes
             ]
             for name, branch in self.terms.items()
@@ -148,23 +162,38 @@ class Objective(nn.Module):
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Teachers that learn from the data before training (codebooks) do so, each from the same batches."""
-        hungry = [(name, branch) for name, branch in self.terms.items() if branch.teacher[0].needs_fit]
-        views = [batch.views for batch in batches] if hungry else []
-        for _, branch in hungry:
-            branch.teacher[0].fit(view[branch.term.view] for view in views)
+        if not self.needs_fit:
+            return
+        seen = list(batches)
+        for branch in self.terms.values():
+            if branch.teacher[0].needs_fit:
+                branch.teacher[0].fit(batch.views[branch.term.view] for batch in seen)
+            if branch.head.needs_fit:
+                branch.head.fit(self._encoded(seen))
+
+    @torch.no_grad()
+    def _encoded(self, batches: Iterable[Batch]) -> Iterator[Encoded]:
+        """What the student makes of every masked view, one after the other; drop path and dropout aside."""
+        training = self.student.training
+        self.student.eval()
+        for batch in batches:
+            for view, folds in batch.masks.items():
+                for mask in folds:
+                    yield self.student(batch.views[view], mask if self.hides[view] else None, self.taps)
+        self.student.train(training)
 
     @property
     def needs_fit(self) -> bool:
-        return any(teacher.needs_fit for teacher in self._teachers())
+        return any(part.needs_fit for part in self._learners())
 
     def on_step_start(self, progress: Progress) -> None:
         self.progress = progress
-        for teacher in self._teachers():
-            teacher.on_step_start(progress)
+        for part in self._learners():
+            part.on_step_start(progress)
 
     def on_step_end(self, progress: Progress) -> None:
-        for teacher in self._teachers():
-            teacher.on_step_end(progress)
+        for part in self._learners():
+            part.on_step_end(progress)
 
     def on_epoch_end(self, progress: Progress) -> None:
         for teacher in self._teachers():
@@ -207,13 +236,22 @@ class Objective(nn.Module):
     def _teachers(self) -> list[Teacher]:
         return list(self.teachers.values())  # type: ignore[arg-type]
 
-    def _target(self, branch: Branch, batch: Batch, mask: Mask, seen: dict[Any, Target]) -> Target:
-        """The teacher's answer, asked once for each view (and fold, if it reads the mask) whoever listens."""
+    def _learners(self) -> list[Teacher | Head]:
+        """What may learn beside the gradient: from data before training, and by hooks."""
+        return [*self._teachers(), *(branch.head for branch in self.terms.values())]
+
+    def _target(
+        self, branch: Branch, batch: Batch, mask: Mask, seen: dict[Any, Target], others: Sequence[Encoded] = ()
+    ) -> Target:
+        """The teacher's answer, asked once for each view (and fold, if that matters to it) whoever listens."""
         teacher, view, config = branch.teacher[0], branch.term.view, branch.term.teacher
-        key = (teacher, view, id(mask) if config.needs_mask else None)
+        key = (teacher, view, id(mask) if config.needs_mask or config.reads_folds else None)
         if key not in seen:
             with torch.set_grad_enabled(config.differentiable and torch.is_grad_enabled()):
-                seen[key] = teacher(batch.views[view], mask if config.needs_mask else None)
+                if config.reads_folds:
+                    seen[key] = teacher.from_folds(others)
+                else:
+                    seen[key] = teacher(batch.views[view], mask if config.needs_mask else None)
         return seen[key]
 
     def _draw_masks(self, batch: Batch, seen: dict[Any, Target]) -> Batch:
@@ -247,9 +285,9 @@ class Objective(nn.Module):
             return branch.distances(preds, targets, None) * sum(len(p.target) for p in predictions)
         total = torch.zeros((), device=predictions[0].target.device)
         for p in predictions:
-            for pred in p.preds:
-                distances = branch.distances(pred, p.target, p.query.valid)
-                total = total + self._sum(distances, p.query.valid)
+            costs = [branch.distances(pred, p.target, p.query.valid, p.dense) for pred in p.preds]
+            for cost in costs if p.penalty is None else [*costs, p.penalty.float()]:
+                total = total + self._sum(cost, p.query.valid)
         return total
 
     def _sum(self, distances: Tensor, valid: Tensor | None) -> Tensor:
@@ -259,6 +297,11 @@ class Objective(nn.Module):
             return distances.sum()
         counts = distances.shape[1] if valid is None else valid.sum(1)
         return (distances.sum(1) / torch.as_tensor(counts).clamp_min(1)).sum()
+
+
+def _others(step: Pass, passes: Sequence[Pass]) -> list[Encoded]:
+    """What the student made of the same view under its other mask folds."""
+    return [other.encoded for other in passes if other.view is step.view and other is not step]
 
 
 @torch.no_grad()

@@ -201,6 +201,19 @@ def _term_problems(recipe: Recipe, term: Term) -> list[str]:
             problems.append("nothing is hidden, so where: hidden is empty; use where: all")
         if term.teacher.needs_mask:
             problems.append(f"teacher {term.teacher.name!r} reads the mask, but nothing is hidden; use region: full")
+    if term.teacher.reads_folds:
+        single = [view for view, mask in recipe.masks.items() if mask.num_folds < 2]
+        problems += [
+            f"teacher {term.teacher.name!r} reads the student's other mask folds, but masks.{view} draws one mask an image"
+            for view in single
+        ]
+    if term.loss.contrasts and term.where == "image":
+        problems.append(f"loss {term.loss.name!r} compares patches of one image with each other; negatives: world")
+    if term.loss.world and term.where in ("hidden", "visible") and _count_varies(recipe):
+        problems.append(
+            f"loss {term.loss.name!r} gathers the queries of all processes, which needs the same count in every image; "
+            f"use an exact count (exact: true)"
+        )
     for part, taps in (("teacher", term.teacher.taps), ("head", term.head.taps)):
         wrong = [tap.block for tap in taps if not 0 <= tap.block < student.num_blocks]
         if wrong:
@@ -208,6 +221,13 @@ def _term_problems(recipe: Recipe, term: Term) -> list[str]:
                 f"{part} reads blocks {wrong}, but student {student.name!r} has blocks 0 to {student.num_blocks - 1}"
             )
     return problems
+
+
+def _count_varies(recipe: Recipe) -> bool:
+    try:
+        return any(mask.num_hidden(recipe.student.geometry.grid) is None for mask in recipe.masks.values())
+    except ValueError:
+        return False  # reported as a problem of its own
 
 
 def hides(mask: MaskConfig, student: StudentConfig) -> bool:

@@ -233,6 +233,17 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Penalized:
+    """Predictions and what they cost beside the loss: a quantizer's commitment, a divergence from a prior.
+
+    preds: (B, M, out_dim), or several.  penalty (B, M): added to each query's loss, once.
+    """
+
+    preds: Tensor | tuple[Tensor, ...]
+    penalty: Tensor
+
+
+@dataclass(frozen=True)
 class TargetSpec:
     """What a teacher returns: vectors of `dim` numbers, or ids in [0, dim) if `discrete`."""
 

@@ -89,12 +89,14 @@ TOYS: Mapping[str, Mapping[str, list[Any]]] = {
         "smooth_l1": ["smooth_l1", {"name": "smooth_l1", "beta": 0.1}],
         "cosine": ["cosine"],
         "cross_entropy": ["cross_entropy"],
+        "info_nce": ["info_nce", {"name": "info_nce", "negatives": "world", "temperature": 0.5}],
         "variance": ["variance"],
         "sum": [{"name": "sum", "losses": [{"loss": "l2"}, {"loss": "cosine", "weight": 0.5}]}],
     },
     "masks": {
         "none": ["none"],
         "random": ["random", {"name": "random", "ratio": 0.1}],
+        "split": ["split", {"name": "split", "folds": 4, "ratio": 0.8}],
         "block": [
             {"name": "block", "ratio": 0.4, "min_block": 4},
             {"name": "block", "count": 11, "min_block": 2, "exact": True},

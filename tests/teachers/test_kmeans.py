@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from unimim import Geometry, View
-from unimim.teachers import kmeans
-from unimim.teachers.kmeans import KMeans, assign, nearest, seed_codes, update
+from unimim.layers import codebooks
+from unimim.layers.codebooks import assign, lloyd_step, nearest, seed_codes
+from unimim.teachers.kmeans import KMeans
 
 GEOMETRY = Geometry((32, 32), (4, 4), 16)
 
@@ -49,12 +50,12 @@ def test_chunks_change_nothing(seed: int, count: int, dim: int, num_codes: int) 
     x, codes = points(seed, count, dim), points(seed + 1, num_codes, dim)
     ids, distance = assign(x, codes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kmeans, "_ROOM", 7 * num_codes)
+        patch.setattr(codebooks, "_ROOM", 7 * num_codes)
         again, near = assign(x, codes)
-        moved = update(x.repeat(num_codes, 1), codes, False)
+        moved = lloyd_step(x.repeat(num_codes, 1), codes, False)
     assert again.equal(ids)
     assert_close(near, distance)
-    assert_close(moved, update(x.repeat(num_codes, 1), codes, False))
+    assert_close(moved, lloyd_step(x.repeat(num_codes, 1), codes, False))
 
 
 @given(
@@ -77,7 +78,7 @@ def test_inertia_never_rises(seed: int, count: int, dim: int, num_codes: int, no
     for _ in range(6):
         after = float(assign(x, codes)[1].double().sum())
         assert after <= before * (1 + 1e-5) + 1e-5
-        before, codes = after, update(x, codes, normalize)
+        before, codes = after, lloyd_step(x, codes, normalize)
 
 
 def test_separate_clusters_are_found() -> None:
@@ -85,18 +86,18 @@ def test_separate_clusters_are_found() -> None:
     x = (centers.repeat(50, 1, 1) + 0.1 * points(0, 200, 2).view(50, 4, 2)).flatten(0, 1)
     codes = seed_codes(x, 4, torch.Generator().manual_seed(3))
     for _ in range(3):
-        codes = update(x, codes, False)
+        codes = lloyd_step(x, codes, False)
     assert_close(codes[nearest(centers, codes)], x.view(50, 4, 2).mean(0))
 
 
 def test_a_dead_code_is_revived_at_the_farthest_token() -> None:
     x = torch.tensor([[0.0], [1.0], [7.0]])
-    assert_close(update(x, torch.tensor([[0.0], [99.0]]), False), torch.tensor([[8 / 3], [7.0]]))
+    assert_close(lloyd_step(x, torch.tensor([[0.0], [99.0]]), False), torch.tensor([[8 / 3], [7.0]]))
 
 
 def test_repeated_tokens_make_codes_all_the_same() -> None:
     x = torch.ones(10, 2)
-    codes = update(x, seed_codes(x, 4, torch.Generator().manual_seed(0)), False)
+    codes = lloyd_step(x, seed_codes(x, 4, torch.Generator().manual_seed(0)), False)
     assert_close(codes, torch.ones(4, 2))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..types import gather, scatter
 from .blocks import Attention, Block, attend, init_truncated, init_xavier, truncated_normal
+from .codebooks import lloyd_step, nearest, seed_codes
 from .patches import check_patches, check_pixels, pair, patchify, unpatchify
 from .positions import RelativePositionBias, relative_index, sincos_2d
 from .units import PatchMerge, inner_positions, to_units
@@ -22,10 +23,13 @@ __all__ = [
     "init_truncated",
     "init_xavier",
     "inner_positions",
+    "lloyd_step",
+    "nearest",
     "pair",
     "patchify",
     "relative_index",
     "scatter",
+    "seed_codes",
     "sincos_2d",
     "to_units",
     "truncated_normal",

@@ -25,7 +25,20 @@ from ..objective import Objective
 from ..recipe import Recipe, load
 from ..registry import Component, plugins
 from ..sampling import Sampling
-from ..types import Encoded, Geometry, Mask, Progress, Query, Rendition, Size, Tap, Target, TargetSpec, View
+from ..types import (
+    Encoded,
+    Geometry,
+    Mask,
+    Penalized,
+    Progress,
+    Query,
+    Rendition,
+    Size,
+    Tap,
+    Target,
+    TargetSpec,
+    View,
+)
 
 Named = str | Mapping[str, Any] | Component.Config
 """A component as a recipe names it."""
@@ -52,6 +65,9 @@ def check_teacher(teacher: Named, student: Named = TOY) -> None:
     """
     config, pupil = _config("teachers", teacher), _config("students", student)
     must, geometry, built = _must("teacher", config), pupil.geometry, _bound(config, pupil)
+    if config.reads_folds:
+        _check_folds(must, built, pupil)
+        return
     view, mask = _view(geometry, built.rendition), _mask(geometry) if config.needs_mask else None
     learning = [name for name, parameter in built.named_parameters() if parameter.requires_grad]
     must(not learning, f"it is frozen, but these parameters require gradients: {learning}")
@@ -74,6 +90,20 @@ def check_teacher(teacher: Named, student: Named = TOY) -> None:
         getattr(built, hook)(Progress(3, 10, 5))
         broken = [name for name, tensor in _state(built).items() if not _finite(tensor)]
         must(not broken, f"after {hook} these are not finite: {broken}")
+
+
+def _check_folds(must: Must, teacher: Teacher, pupil: Any) -> None:
+    """A target made of the student's other folds: pure, on its grid, with the gradient its Config promises."""
+    view, mask, student = _view(pupil.geometry), _mask(pupil.geometry), pupil.build().train()
+    other = Mask(~mask.hidden, mask.visible_index, mask.hidden_index)
+    encoded = [student(view, other)]
+    target = teacher.from_folds(encoded)
+    _check_target(must, target, teacher, pupil.geometry)
+    must(
+        torch.equal(teacher.from_folds(encoded).tokens, target.tokens), "the same folds must give the same target twice"
+    )
+    flows = target.tokens.requires_grad
+    must(flows == teacher.config.differentiable, f"its Config says differentiable {not flows}, which is not so")
 
 
 def _bound(config: Any, pupil: Any) -> Teacher:
@@ -237,6 +267,10 @@ def check_head(head: Named, student: Named = TOY, out_dim: int = 5) -> None:
     fits = pupil.num_prefix > 0 or not config.needs_class
     must(fits, f"it needs a class token, but student {pupil.name!r} has none; pass one with it")
     built, view = _stirred(config.build(encoder, out_dim)).eval(), _view(pupil.geometry)
+    if built.needs_fit:
+        with torch.no_grad():
+            built.fit([encoder(_view(pupil.geometry, batch=16, seed=seed), None, config.taps) for seed in range(4)])
+        must(not built.needs_fit, "once fitted it must say so: needs_fit stays True after fit")
     ask: Any = partial(Query, box=view.box, flip=view.flip)
     for mask in _masks(pupil):
         encoded, index = encoder(view, mask, config.taps), mask.hidden_index
@@ -253,13 +287,28 @@ def check_head(head: Named, student: Named = TOY, out_dim: int = 5) -> None:
         must(same, "another order of the queried positions must only reorder its predictions")
         after = all(torch.allclose(a[:, 1:], b, atol=1e-5) for a, b in zip(classed, preds, strict=True))
         must(after, "with include_class the class token comes first and the patches' predictions stay as they are")
-    built.train()
-    torch.autograd.backward([_weighted(pred) for pred in _predict(built, encoded, ask(index))])
+    built.train().on_step_start(Progress(3, 10, 5))
+    said = built(encoder(view, mask, config.taps), ask(index))
+    preds = _all(said)
+    if isinstance(said, Penalized):
+        shape, seen = (batch, count), tuple(said.penalty.shape)
+        must(seen == shape and _finite(said.penalty), f"penalty must be finite and {shape}, not {seen}")
+        preds = (*preds, said.penalty.unsqueeze(-1))
+    torch.autograd.backward([_weighted(pred) for pred in preds])
     _check_gradients(must, built)
+    built.on_step_end(Progress(3, 10, 5))
+    broken = [name for name, tensor in _state(built).items() if not _finite(tensor)]
+    must(not broken, f"after a step these are not finite: {broken}")
+    odd = [name for name, value in built.health.items() if value.shape != () or value.requires_grad]
+    must(not odd, f"health holds detached scalars, but these are not: {odd}")
 
 
 def _predict(head: Any, encoded: Encoded, query: Query) -> tuple[Tensor, ...]:
-    preds = head(encoded, query)
+    return _all(head(encoded, query))
+
+
+def _all(said: Any) -> tuple[Tensor, ...]:
+    preds = said.preds if isinstance(said, Penalized) else said
     return preds if isinstance(preds, tuple) else (preds,)
 
 
