@@ -483,7 +483,7 @@ def test_several_views_are_passes_with_their_own_masks(register: Any) -> None:
 
 def test_the_momentum_copy_follows_e_d_e_plus_1_minus_d_s() -> None:
     ramp = {"start": 0.2, "end": 1.0}
-    objective = build(teacher={"name": "self", "decay": ramp, "head": True}, head="fc")
+    objective = build(teacher={"name": "self", "decay": ramp, "head": "patches"}, head="fc")
     copy = objective.teachers["mim"].copy
     sources = {"student": objective.student, "head": objective.terms["mim"].head}
     before = {name: parameter.clone() for name, parameter in copy.named_parameters()}
