@@ -39,7 +39,7 @@ def peco(size: str) -> Data:
             },
             BEIT,
         ),
-        "batch": paper(2048, "AAAI 2023, experiments (second hand: quoted by an index)"),
+        "batch": ours(2048, "BEiT's; an index quotes the AAAI 2023 paper with the same"),
         "epochs": paper(800, "MaskDistill's Table 2 (also 300)"),
         "precision": ours("bfloat16", "not stated"),
     }
