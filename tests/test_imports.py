@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "unimim"
-BASE = {"types", "schedule", "address", "world", "provenance", "plain", "terminal", "hooks", "loggers"}
+BASE = {"types", "schedule", "address", "world", "provenance", "plain", "terminal", "hooks", "loggers", "foreign"}
 FAMILIES = {"students", "teachers", "norms", "heads", "losses", "masks", "views"}
 COMPOSED = BASE | {"registry", "axes", "layers", "recipe", "drift", "objective", "sampling"}
 JOINED = COMPOSED | FAMILIES | {"engine", "weights", "training"}
