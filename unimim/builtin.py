@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 from .hooks import hookimpl
 from .recipes import Data, maskdistill, table1
+from .releases import Release
+from .teachers.releases import RELEASES
 
 
 @hookimpl
@@ -88,3 +90,8 @@ def unimim_importers() -> Mapping[str, str]:
 @hookimpl
 def unimim_loggers() -> Mapping[str, str]:
     return {"tensorboard": "unimim.loggers:TensorBoard"}
+
+
+@hookimpl
+def unimim_releases() -> Mapping[str, Release]:
+    return RELEASES
