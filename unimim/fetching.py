@@ -110,7 +110,7 @@ def fetch(release: Release, folder: Path, progress: Progress = lambda done, whol
 def url_of(release: Release) -> str:
     """Where a browser finds the file."""
     repository, _, name = release.source.removeprefix(HUB).rpartition("/")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     return f"{endpoint}/{repository}/resolve/main/{name}" if release.source.startswith(HUB) else release.source
 
 

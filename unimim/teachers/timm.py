@@ -262,8 +262,8 @@ def _check_family(state: Mapping[str, Tensor], model: Any, *pixels: tuple[float,
         settings.append(f"teacher.mean=[{mean}] teacher.std=[{std}]")
     if settings:
         raise ValueError(
-            f"teacher timm: this is a file of {family}, whose model computes otherwise than {type(model).__name__} here; "
-            f"set {' '.join(settings)}"
+            f"teacher timm: a file of {family} was trained otherwise than timm's model computes, which its tensors do "
+            f"not tell; set {' '.join(settings)}"
         )
 
 
