@@ -610,10 +610,12 @@ def test_health_is_the_mean_and_the_variance_of_each_channel_over_all_tokens() -
     batch = draw(objective)
     assert objective.health == {}
     objective(batch)
-    dense = objective.predictions(batch)["mim"][0].dense.double().flatten(0, 1)
+    (only,) = objective.predictions(batch)["mim"]
+    dense = only.dense.double().flatten(0, 1)
     variance = dense.var(0, correction=0)
     expected = {"mean": dense.mean(), "variance": variance.mean(), "variance_min": variance.min()}
     expected["variance_max"] = variance.max()
+    expected["cosine"] = torch.nn.functional.cosine_similarity(only.preds[0], only.target, dim=-1).mean()
     assert {*objective.health} == {f"target/mim/{name}" for name in expected}
     for name, value in expected.items():
         seen = objective.health[f"target/mim/{name}"]

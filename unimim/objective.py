@@ -130,6 +130,8 @@ class Objective(nn.Module):
             for what, value in target_health(predictions[name][0].dense, branch.teacher[0].spec).items()
         }
         for name, branch in self.terms.items():
+            if not branch.term.teacher.discrete and branch.loss.out_dim == branch.teacher[0].spec.dim:
+                self.health[f"target/{name}/cosine"] = agreement(predictions[name][0])
             self.health |= {f"head/{name}/{what}": value for what, value in branch.head.health.items()}
         counts = own.clamp_min(torch.finfo(own.dtype).tiny)  # nothing asked, nothing lost: 0, not 0 / 0
         losses = {name: self._reduce(name, predictions[name]) / counts[i] for i, name in enumerate(self.branches)}
@@ -324,6 +326,13 @@ def target_health(dense: Tensor, spec: TargetSpec) -> dict[str, Tensor]:
     variance = tokens.var(0, correction=0)
     spread = {"variance": variance.mean(), "variance_min": variance.min(), "variance_max": variance.max()}
     return {"mean": tokens.mean(), **spread}
+
+
+@torch.no_grad()
+def agreement(prediction: Prediction) -> Tensor:
+    """Mean cosine of the first prediction and its target over the queries."""
+    pred, target = prediction.preds[0].float(), prediction.target.float()
+    return torch.nn.functional.cosine_similarity(pred, target, dim=-1).mean()
 
 
 def query(where: Where, mask: Mask, view: View) -> Query:
