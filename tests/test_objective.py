@@ -29,9 +29,9 @@ from unimim import (
 )
 from unimim.address import uniform
 from unimim.heads.fc import FC
+from unimim.health import target_health
 from unimim.layers import BatchNorm
 from unimim.masks import Random
-from unimim.objective import target_health
 from unimim.teachers.pixel import Pixel
 from unimim.types import TargetSpec, View, gather
 
@@ -736,6 +736,7 @@ def test_health_is_the_mean_and_the_variance_of_each_channel_over_all_tokens() -
     variance = dense.var(0, correction=0)
     expected = {"mean": dense.mean(), "variance": variance.mean(), "variance_min": variance.min()}
     expected["variance_max"] = variance.max()
+    expected["spread"] = variance.sum() / dense.square().sum(1).mean()
     expected["cosine"] = torch.nn.functional.cosine_similarity(only.preds[0], only.target, dim=-1).mean()
     assert {*objective.health} == {f"target/mim/{name}" for name in expected}
     for name, value in expected.items():
@@ -748,7 +749,31 @@ def test_health_shows_a_collapsed_target() -> None:
     same = torch.randn(1, 1, 8).expand(4, 6, 8)
     found = target_health(same, TargetSpec(8))
     assert found["variance_max"].item() == pytest.approx(0, abs=1e-12)
+    assert found["spread"].item() == pytest.approx(0, abs=1e-12)
+    assert target_health(torch.randn(1, 500, 8), TargetSpec(8))["spread"] > 0.95
+    assert target_health(torch.zeros(2, 3, 8), TargetSpec(8))["spread"] == 0
     assert target_health(torch.zeros(4, 6, dtype=torch.int64), TargetSpec(16, discrete=True))["perplexity"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "values", "cause"),
+    [
+        ({"teacher": SELF}, {"spread": 1e-5}, "nothing holds the target apart"),
+        ({"teacher": SELF, "norm": "layer"}, {"spread": 1e-5}, "raise teacher.decay"),
+        ({"teacher": SELF, "norm": "layer"}, {"spread": 0.3, "perplexity": 9.0}, ""),
+        ({}, {"spread": 0.0}, "weights are random or damaged"),
+        (
+            {"teacher": {"name": "kmeans", "teacher": "pixel", "num_codes": 8}, "loss": "cross_entropy"},
+            {"perplexity": 1.0},
+            "fit it on more or other images",
+        ),
+    ],
+)
+def test_a_collapse_is_named_with_its_likely_cause(changes: Any, values: dict[str, float], cause: str) -> None:
+    objective = build(**changes)
+    found = objective.warnings({f"target/mim/{name}": value for name, value in values.items()})
+    assert len(found) == bool(cause)
+    assert all(text.startswith("terms.mim: ") and cause in text for text in found)
 
 
 def test_health_of_ids_counts_those_in_use() -> None:
