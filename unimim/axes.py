@@ -312,6 +312,12 @@ class Loss(Component, nn.Module):
             (B, N, dim), the dense target, or None."""
             return False
 
+        @property
+        def num_groups(self) -> int | None:
+            """Runs of equal length that it takes hidden patches in, each as a whole, as masks of so many groups give them;
+            None if it takes each query alone."""
+            return None
+
         def build(self, spec: TargetSpec) -> Loss:
             loss: Loss = self.component(self, spec)
             return loss
