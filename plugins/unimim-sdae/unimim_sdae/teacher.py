@@ -6,7 +6,7 @@ import copy
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from torch import nn
 
 from unimim import Geometry, Head, Mask, Progress, Schedule, Student, Target, TargetSpec, Teacher, View, local
@@ -74,14 +74,14 @@ class SdAE(Teacher):
 
     def forward(self, view: View, mask: Mask | None = None) -> Target:
         """tokens (B, N, D), zero where nothing is hidden; with region "full" those of the whole image."""
-        student = self.copy["student"]
+        network = self.copy["student"]
         if mask is None:
-            return Target(student(view).tokens)
+            return Target(network(view).tokens)
         batch, num_tokens = mask.hidden.shape
         groups = mask.hidden_index.reshape(batch * mask.groups, -1)  # (B G, M / G)
         others = torch.ones(len(groups), num_tokens, dtype=torch.bool, device=groups.device).scatter(1, groups, False)
         pixels = View(view.image.repeat_interleave(mask.groups, 0))
-        encoded = student(pixels, Mask.from_hidden(others, num_tokens - groups.shape[1]))
+        encoded = network(pixels, Mask.from_hidden(others, num_tokens - groups.shape[1]))
         tokens, index = (x.reshape(batch, -1, *x.shape[2:]) for x in (encoded.tokens, encoded.index))
         return Target(scatter(tokens, index, tokens.new_zeros(batch, num_tokens, tokens.shape[-1])))
 
