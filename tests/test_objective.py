@@ -310,6 +310,10 @@ class Spread(Loss):
         assert pred.shape == target.shape
         return (pred.mean((0, 1)) - target.mean((0, 1))).abs().mean()
 
+    @property
+    def health(self) -> Mapping[str, Tensor]:
+        return {"told": torch.tensor(7.0)}
+
 
 class Doubled(Random):
     """Random masks under which the hidden patches of the upper half count twice."""
@@ -502,6 +506,7 @@ def test_a_joint_loss_sees_all_folds_and_predictions_at_once(register: Any) -> N
     targets = torch.cat([fold.target for fold in folds for _ in fold.preds])
     assert preds.shape == (6 * 2 * 2, 12, 48)
     torch.testing.assert_close(objective(batch)["loss"], (preds.mean((0, 1)) - targets.mean((0, 1))).abs().mean())
+    assert objective.health["target/mim/told"] == 7
 
 
 def test_masks_that_follow_saliency_are_drawn_from_the_first_teacher(register: Any) -> None:

@@ -333,6 +333,11 @@ class Loss(Component, nn.Module):
     def forward(self, pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """pred (B, M, out_dim), target (B, M, dim) or ids (B, M), valid (B, M) bool or None -> (B, M), or ()."""
 
+    @property
+    def health(self) -> Mapping[str, Tensor]:
+        """Scalars of the last forward's targets worth logging beside those of every target, detached, on the device."""
+        return {}
+
 
 class MaskSampler(Component):
     """Which patches to hide, drawn in loader workers from the address of the image."""

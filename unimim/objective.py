@@ -125,20 +125,20 @@ class Objective(nn.Module):
         """
         own = self.count(batch) if totals is None else totals
         predictions = self.predictions(batch)
-        self.health = {
-            f"target/{name}/{what}": value
-            for name, branch in self.terms.items()
-            for what, value in target_health(predictions[name][0].dense, branch.teacher[0].spec).items()
-        }
-        for name, branch in self.terms.items():
-            if not branch.term.teacher.discrete and branch.loss.out_dim == branch.teacher[0].spec.dim:
-                first = predictions[name][0]
-                self.health[f"target/{name}/cosine"] = agreement(first.preds[0], first.target)
-            self.health |= {f"head/{name}/{what}": value for what, value in branch.head.health.items()}
         counts = own.clamp_min(torch.finfo(own.dtype).tiny)  # nothing asked, nothing lost: 0, not 0 / 0
         losses = {name: self._reduce(name, predictions[name]) / counts[i] for i, name in enumerate(self.branches)}
+        self.health = {what: value for name in self.branches for what, value in self._told(name, predictions[name][0])}
         weights = {name: term.weight(self.progress.fraction) for name, term in self.recipe.terms.items()}
         return {**losses, "loss": torch.stack([weights[name] * value for name, value in losses.items()]).sum()}
+
+    def _told(self, name: str, first: Prediction) -> Iterator[tuple[str, Tensor]]:
+        """Health of one term, by its columns in the log."""
+        branch, spec = self.terms[name], self.terms[name].teacher[0].spec
+        of_target = {**target_health(first.dense, spec), **branch.loss.health}
+        if not spec.discrete and branch.loss.out_dim == spec.dim:
+            of_target["cosine"] = agreement(first.preds[0], first.target)
+        yield from ((f"target/{name}/{what}", value) for what, value in of_target.items())
+        yield from ((f"head/{name}/{what}", value) for what, value in branch.head.health.items())
 
     def count(self, batch: Batch) -> Tensor:
         """(number of terms,) float32: what each term's sum over this batch is an average of."""

@@ -42,7 +42,7 @@ class Term(Frozen):
 
     @field_serializer("weight")
     def _bare_number(self, weight: Schedule) -> Any:
-        return weight.start if weight == Schedule.model_validate(weight.start) else weight.model_dump()
+        return weight.bare()
 
 
 class Recipe(Frozen):

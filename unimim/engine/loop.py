@@ -22,7 +22,7 @@ from .data.sources import ImageSource
 from .distributed import Agreement, accumulating, parallel
 from .folder import read_status, write_status
 from .log import Log
-from .optim import adamw, set_rate
+from .optim import adamw, set_decay, set_rate
 from .run import Plan, Run, split
 from .state import awaited_state, student_state, training_state
 from .watch import Watch
@@ -101,6 +101,7 @@ def train(
                 watch.enter("step", step)
                 objective.on_step_start(progress)
                 set_rate(optimizer, plan.rate(step))
+                set_decay(optimizer, plan.optimization.weight_decay(progress.fraction))
                 with memory_advice(batches):
                     losses = backward(model, objective, batches, plan, step)
                 grad_norm = clip(objective, plan.optimization.clip_norm)
