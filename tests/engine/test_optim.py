@@ -47,7 +47,7 @@ def test_the_decay_of_a_step_leaves_vectors_alone() -> None:
     optimizer = adamw(objective, Optimization(lr=1.0, weight_decay={"start": 0.04, "end": 0.4}), objective.depth_of)
     before = {group["weight_decay"] for group in optimizer.param_groups}
     set_decay(optimizer, 0.2)
-    assert before == {0.0, 0.04}
+    assert sorted(before) == pytest.approx([0, 0.04])
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.2}
 
 
