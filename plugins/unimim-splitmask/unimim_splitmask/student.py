@@ -60,7 +60,9 @@ class SplitMask(Student):
         @property
         def geometry(self) -> Geometry:
             (height, width), patch = pair(self.image_size), self.patch_size
-            return Geometry((height, width), (height // patch, width // patch), self.dim, self.channels, self.decoder_dim)
+            return Geometry(
+                (height, width), (height // patch, width // patch), self.dim, self.channels, self.decoder_dim
+            )
 
         @property
         def dense(self) -> bool:
@@ -131,4 +133,5 @@ class SplitMask(Student):
     def layer_of(self, parameter: str) -> int:
         """E's own layers; the decoder stands after the last block."""
         part, _, rest = parameter.partition(".")
-        return self.encoder.layer_of(rest) if part == "encoder" else self.config.num_layers + 1
+        number: int = self.encoder.layer_of(rest) if part == "encoder" else self.config.num_layers + 1
+        return number
