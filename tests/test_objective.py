@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from unimim import Batch, Encoded, Loss, Mask, MaskSampler, Objective, Progress, Query, Sampling, Target, load
+from unimim import (
+    Batch,
+    Encoded,
+    Geometry,
+    Loss,
+    Mask,
+    MaskSampler,
+    Objective,
+    Penalized,
+    Progress,
+    Query,
+    Sampling,
+    Student,
+    Target,
+    Teacher,
+    load,
+)
 from unimim.address import uniform
 from unimim.heads.fc import FC
 from unimim.objective import target_health
@@ -199,6 +215,66 @@ class Twice(FC):
         return pred, pred + 1
 
 
+class Dear(FC):
+    """A prediction that costs the mean of its squares, and counts how it is used."""
+
+    class Config(FC.Config):
+        name: Literal["dear"] = "dear"
+
+    def __init__(self, config: Any, student: Student, out_dim: int) -> None:
+        super().__init__(config, student, out_dim)
+        self.calls: list[str] = []
+        self.fitted: list[Encoded] = []
+
+    @property
+    def needs_fit(self) -> bool:
+        return not self.fitted
+
+    def fit(self, encoded: Iterable[Encoded]) -> None:
+        self.fitted = list(encoded)
+
+    def on_step_start(self, progress: Progress) -> None:
+        self.calls.append(f"start {progress.step}")
+
+    def on_step_end(self, progress: Progress) -> None:
+        self.calls.append(f"end {progress.step}")
+
+    @property
+    def health(self) -> Mapping[str, Tensor]:
+        return {"calls": torch.tensor(float(len(self.calls)))}
+
+    def forward(self, encoded: Encoded, query: Query) -> Penalized:  # type: ignore[override]
+        pred = FC.forward(self, encoded, query)
+        return Penalized((pred, pred + 1), pred.square().mean(-1))
+
+
+class OtherFold(Teacher):
+    """What the student made of the other fold, as it is."""
+
+    class Config(Teacher.Config):
+        name: Literal["other"] = "other"
+        flows: bool = False
+
+        @property
+        def reads_folds(self) -> bool:
+            return True
+
+        @property
+        def differentiable(self) -> bool:
+            return self.flows
+
+    def __init__(self, config: Any, geometry: Geometry) -> None:
+        super().__init__()
+        self.config, self.spec = config, TargetSpec(geometry.dim)
+
+    def from_folds(self, others: Sequence[Encoded]) -> Target:
+        (other,) = others
+        return Target(1.0 * other.tokens)
+
+    def forward(self, view: View, mask: Mask | None = None) -> Target:
+        raise AssertionError("it reads folds")
+
+
 class Spread(Loss):
     """The mean absolute difference of the mean prediction and the mean target of a set."""
 
@@ -270,6 +346,82 @@ def test_losses_of_several_predictions_add(register: Any) -> None:
     assert torch.equal(both.count(batch), one.count(batch))
 
 
+@pytest.mark.parametrize("mask", [EXACT, VARYING], ids=["exact", "varying"])
+@pytest.mark.parametrize("reduction", ["tokens", "images"])
+def test_a_penalty_is_added_to_each_query_once(register: Any, mask: Any, reduction: str) -> None:
+    register(heads={"dear": Dear, "twice": Twice})
+    dear, twice = (build(head=head, mask=mask, reduction=reduction) for head in ("dear", "twice"))
+    batch = draw(dear)
+    (only,) = dear.predictions(batch)["mim"]
+    costs, valid = only.preds[0].square().mean(-1), only.query.valid
+    rows = [cost if valid is None else cost[valid[row]] for row, cost in enumerate(costs)]
+    expected = torch.cat(rows).mean() if reduction == "tokens" else torch.stack([row.mean() for row in rows]).mean()
+    torch.testing.assert_close(dear(batch)["loss"], twice(batch)["loss"] + expected)
+
+
+def test_a_head_learns_from_data_before_training_and_by_hooks(register: Any) -> None:
+    register(heads={"dear": Dear}, masks={"pair": Pair})
+    objective = build(head="dear", mask="pair", student=STUDENT | {"drop_path": 0.5})
+    head: Any = objective.terms["mim"].head
+    first, second = draw(objective, [0, 1]), draw(objective, [2, 3, 4])
+    assert objective.needs_fit
+    objective.train().fit([first, second])
+    assert not objective.needs_fit
+    assert objective.student.training
+    assert [len(encoded.tokens) for encoded in head.fitted] == [2, 2, 3, 3], "each fold of each batch"
+    assert not head.fitted[0].tokens.requires_grad
+    with torch.no_grad():
+        whole = objective.eval().student(first.views["main"], first.masks["main"][0])
+    torch.testing.assert_close(head.fitted[0].tokens, whole.tokens)
+    objective.on_step_start(Progress(3, 10, 5))
+    objective(first)
+    objective.on_step_end(Progress(3, 10, 5))
+    assert head.calls == ["start 3", "end 3"]
+    assert objective.health["head/mim/calls"] == 1
+
+
+@pytest.mark.parametrize("flows", [False, True])
+def test_the_target_of_one_fold_is_what_the_student_made_of_the_other(register: Any, flows: bool) -> None:
+    register(teachers={"other": OtherFold}, masks={"pair": Pair})
+    objective = build(teacher={"name": "other", "flows": flows}, mask="pair")
+    calls: list[int] = []
+    objective.student.register_forward_hook(lambda *_: calls.append(1))
+    batch = draw(objective)
+    first, second = objective.predictions(batch)["mim"]
+    assert len(calls) == 2, "no fold is encoded twice"
+    view, folds = batch.views["main"], batch.masks["main"]
+    for prediction, other in ((first, folds[1]), (second, folds[0])):
+        torch.testing.assert_close(prediction.dense, objective.student(view, other).tokens)
+        assert prediction.dense.requires_grad == flows
+    with pytest.raises(ValueError, match=r"reads the student's other mask folds, but masks\.main draws one"):
+        build(teacher="other")
+
+
+def test_a_contrast_within_the_image_counts_visible_patches_among_the_negatives() -> None:
+    loss = {"name": "info_nce", "temperature": 0.2}
+    objective = build(teacher=SELF, loss=loss)
+    batch = draw(objective)
+    (only,) = objective.predictions(batch)["mim"]
+    keys, pred = (torch.nn.functional.normalize(x, dim=-1) for x in (only.dense, only.preds[0]))
+    assert only.query.index is not None
+    logits = pred @ keys.mT / 0.2
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), only.query.index.flatten())
+    torch.testing.assert_close(objective(batch)["loss"], expected)
+    among = {"name": "sum", "losses": [{"loss": loss}, {"loss": "l2", "weight": 0.5}]}
+    both = build(teacher=SELF, loss=among)
+    squares = (only.preds[0] - only.target).square().mean()
+    torch.testing.assert_close(both(batch)["loss"], expected + 0.5 * squares)
+
+
+def test_contrasts_are_refused_where_they_have_no_negatives_or_not_the_same_number_everywhere() -> None:
+    within, across = {"name": "info_nce"}, {"name": "info_nce", "negatives": "world"}
+    with pytest.raises(ValueError, match="compares patches of one image with each other; negatives: world"):
+        build(loss=within, where="image")
+    with pytest.raises(ValueError, match="needs the same count in every image"):
+        build(loss=across, mask=VARYING)
+    assert build(loss=across, mask=VARYING, where="image")(draw(build(mask=VARYING)))["loss"].isfinite()
+
+
 def test_a_joint_loss_sees_all_folds_and_predictions_at_once(register: Any) -> None:
     register(losses={"spread": Spread}, masks={"pair": Pair}, heads={"twice": Twice})
     objective = build(loss="spread", mask="pair", head="twice")
@@ -331,7 +483,7 @@ def test_several_views_are_passes_with_their_own_masks(register: Any) -> None:
 
 def test_the_momentum_copy_follows_e_d_e_plus_1_minus_d_s() -> None:
     ramp = {"start": 0.2, "end": 1.0}
-    objective = build(teacher={"name": "self", "decay": ramp, "head": True}, head="fc")
+    objective = build(teacher={"name": "self", "decay": ramp, "head": "patches"}, head="fc")
     copy = objective.teachers["mim"].copy
     sources = {"student": objective.student, "head": objective.terms["mim"].head}
     before = {name: parameter.clone() for name, parameter in copy.named_parameters()}
@@ -458,10 +610,12 @@ def test_health_is_the_mean_and_the_variance_of_each_channel_over_all_tokens() -
     batch = draw(objective)
     assert objective.health == {}
     objective(batch)
-    dense = objective.predictions(batch)["mim"][0].dense.double().flatten(0, 1)
+    (only,) = objective.predictions(batch)["mim"]
+    dense = only.dense.double().flatten(0, 1)
     variance = dense.var(0, correction=0)
     expected = {"mean": dense.mean(), "variance": variance.mean(), "variance_min": variance.min()}
     expected["variance_max"] = variance.max()
+    expected["cosine"] = torch.nn.functional.cosine_similarity(only.preds[0], only.target, dim=-1).mean()
     assert {*objective.health} == {f"target/mim/{name}" for name in expected}
     for name, value in expected.items():
         seen = objective.health[f"target/mim/{name}"]

@@ -14,6 +14,7 @@ _HOME = {
     "hookimpl": "hooks",
     "plugins": "registry",
     "Logger": "loggers",
+    "Release": "releases",
     "Component": "registry",
     "Teacher": "axes",
     "Norm": "axes",
@@ -67,6 +68,7 @@ __all__ = [
     "Query",
     "Recipe",
     "RecipeError",
+    "Release",
     "Rendition",
     "Sampling",
     "Schedule",
@@ -99,6 +101,7 @@ if TYPE_CHECKING:
     from .provenance import official, ours, paper
     from .recipe import Recipe, RecipeError, Term, load
     from .registry import Component, plugins
+    from .releases import Release
     from .sampling import Sampling
     from .schedule import Schedule
     from .types import (

@@ -63,6 +63,11 @@ class Student(Component, nn.Module):
             return False
 
         @property
+        def can_resize(self) -> bool:
+            """Takes views of another size than its geometry's, of whole patches, with as many tokens as they have."""
+            return False
+
+        @property
         def num_blocks(self) -> int:
             """Blocks that a Tap can name, all as wide as the tokens."""
             return 0
@@ -124,6 +129,11 @@ class Teacher(Component, nn.Module):
             return False
 
         @property
+        def batch_statistics(self) -> bool:
+            """Its BatchNorms normalize by the batch while training, and their running statistics follow."""
+            return False
+
+        @property
         def taps(self) -> tuple[Tap, ...]:
             """Places of the student it reads, for teachers made of the student."""
             return ()
@@ -150,8 +160,12 @@ class Teacher(Component, nn.Module):
         raise TypeError(f"{type(self).__name__} does not read folds")
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stays in eval mode; a teacher that needs batch statistics overrides this."""
+        """Stays in eval mode, apart from BatchNorms of teachers with batch statistics."""
         super().train(False)
+        if self.config.batch_statistics:
+            for part in self.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.train(mode)
         return self
 
     def freeze(self) -> None:
@@ -230,6 +244,10 @@ class Head(Component, nn.Module):
     def forward(self, encoded: Encoded, query: Query) -> Tensor | tuple[Tensor, ...] | Penalized:
         """-> (B, M, out_dim); (B, 1, out_dim) for the image; or several predictions of one target, whose losses add; or
         predictions with a price of their own."""
+
+    def forward_all(self, encoded: Sequence[Encoded], queries: Sequence[Query]) -> list[Any]:
+        """Its answers on all passes of the student; a head whose statistics are of all passes overrides this."""
+        return [self(one, query) for one, query in zip(encoded, queries, strict=True)]
 
     @property
     def needs_fit(self) -> bool:
@@ -313,6 +331,16 @@ class MaskSampler(Component):
             return False
 
         @property
+        def num_groups(self) -> int:
+            """Groups of equal size that the hidden patches of a fold are dealt to; see `group`."""
+            return 1
+
+        @property
+        def weighs(self) -> bool:
+            """Some positions count more than others in every loss; see `weight`."""
+            return False
+
+        @property
         def reads_saliency(self) -> bool:
             """Drawn on the device from the first term's teacher instead of in the loader; its count must be exact."""
             return False
@@ -332,6 +360,14 @@ class MaskSampler(Component):
         """hidden (K, N) -> (K, N) int64, the patch shown at each position or -1, for samplers that substitute."""
         raise TypeError(f"{type(self).__name__} does not substitute patches")
 
+    def group(self, hidden: np.ndarray[Any, np.dtype[np.bool_]], rng: Rng) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """hidden (K, N) -> (K, N) int64, the group of each hidden patch (others: any), for samplers of several groups."""
+        raise TypeError(f"{type(self).__name__} does not group hidden patches")
+
+    def weight(self, hidden: np.ndarray[Any, np.dtype[np.bool_]], grid: Size) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """hidden (K, N) -> (K, N) float32, the factor of each position's loss, for samplers that weigh."""
+        raise TypeError(f"{type(self).__name__} does not weigh positions")
+
     def from_saliency(self, saliency: Tensor, noise: Tensor) -> tuple[Mask, ...]:
         """saliency (B, N), noise (B, N) uniform in [0, 1) -> K masks, for samplers that read saliency."""
         raise TypeError(f"{type(self).__name__} does not read saliency")
@@ -346,6 +382,10 @@ class Views(Component):
             """Names of the views it makes."""
             return ("main",)
 
+        def size_of(self, view: str, size: Size) -> Size:
+            """Pixels (H, W) of a view, for a student that was built for `size`."""
+            return size
+
         def build(self) -> Views:
             views: Views = self.component(self)
             return views
@@ -355,7 +395,10 @@ class Views(Component):
 
     @abstractmethod
     def sample(self, image: Tensor, rng: Rng, size: Size, renditions: Sequence[Rendition]) -> dict[str, View]:
-        """image uint8 (C, H, W) of any size -> {name: View with batch size 1, image of `size`, and every rendition}."""
+        """image uint8 (C, H, W) of any size -> {name: View with batch size 1, image of its size, and every rendition}.
+
+        A view of another size than `size` needs no renditions.
+        """
 
 
 if TYPE_CHECKING:

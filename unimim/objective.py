@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .address import uniform
 from .axes import Head, Loss, Norm, Student, Teacher
 from .layers.blocks import Block
-from .recipe import Recipe, Term, Where, hides
+from .recipe import Recipe, Term, Where
 from .registry import Component
 from .types import Batch, Encoded, Mask, Penalized, Progress, Query, Rendition, Target, TargetSpec, View, gather
 
@@ -30,7 +30,7 @@ class Pass:
 class Prediction:
     """One term on one pass, before the loss: pred and target at the queried positions, and the dense target.
 
-    penalty (B, M): what the head adds to each query's loss, if it does.
+    penalty (B, M): what the head adds to each query's loss, if it does.  weight (B, M): factor of each query's distance.
     """
 
     query: Query
@@ -38,6 +38,7 @@ class Prediction:
     target: Tensor
     dense: Tensor
     penalty: Tensor | None = None
+    weight: Tensor | None = None
 
 
 class Branch(nn.Module):
@@ -55,15 +56,20 @@ class Branch(nn.Module):
         """The positions of `where`, with the geometry of the target's view."""
         return query(self.term.where, mask, view)
 
-    def predict(self, target: Target, step: Pass, view: View) -> Prediction:
-        wanted = self.query(step.mask, view)
+    def predict(self, targets: Sequence[Target], passes: Sequence[Pass], view: View) -> list[Prediction]:
+        """Its predictions on all passes of the student, and what each should be."""
+        queries = [self.query(step.mask, view) for step in passes]
+        answers = self.head.forward_all([step.encoded for step in passes], queries)
+        return [self._meet(*each) for each in zip(answers, targets, passes, queries, strict=True)]
+
+    def _meet(self, said: Any, target: Target, step: Pass, wanted: Query) -> Prediction:
         with torch.autocast(step.mask.hidden.device.type, enabled=False):
             dense = target.tokens if self.term.teacher.discrete else self.norm(target.tokens.float())
             image = None if target.image is None else self.norm(target.image.float())
-        said = self.head(step.encoded, wanted)
         preds, penalty = (said.preds, said.penalty) if isinstance(said, Penalized) else (said, None)
         preds = preds if isinstance(preds, tuple) else (preds,)
-        return Prediction(wanted, preds, _select(dense, image, wanted), dense, penalty)
+        weight = None if step.mask.weight is None else _weights(step.mask.weight, wanted)
+        return Prediction(wanted, preds, _select(dense, image, wanted), dense, penalty, weight)
 
     def distances(self, pred: Tensor, target: Tensor, valid: Tensor | None, dense: Tensor | None = None) -> Tensor:
         """Per-query distances in float32."""
@@ -93,7 +99,7 @@ class Objective(nn.Module):
         for name, teacher in self.teachers.items():
             teacher.bind(self.student, self.terms[name].head)  # type: ignore[operator]
             teacher.freeze()  # type: ignore[operator]
-        self.hides = {view: hides(mask, recipe.student) for view, mask in recipe.masks.items()}
+        self.hides = {view: recipe.hides(view) for view in recipe.masks}
         self.taps = tuple(dict.fromkeys(tap for term in recipe.terms.values() for tap in term.head.taps))
         self.progress = Progress(0, 1, 1)
         self.health: dict[str, Tensor] = {}
@@ -124,6 +130,8 @@ class Objective(nn.Module):
             for what, value in target_health(predictions[name][0].dense, branch.teacher[0].spec).items()
         }
         for name, branch in self.terms.items():
+            if not branch.term.teacher.discrete and branch.loss.out_dim == branch.teacher[0].spec.dim:
+                self.health[f"target/{name}/cosine"] = agreement(predictions[name][0])
             self.health |= {f"head/{name}/{what}": value for what, value in branch.head.health.items()}
         counts = own.clamp_min(torch.finfo(own.dtype).tiny)  # nothing asked, nothing lost: 0, not 0 / 0
         losses = {name: self._reduce(name, predictions[name]) / counts[i] for i, name in enumerate(self.branches)}
@@ -148,17 +156,11 @@ class Objective(nn.Module):
             for mask in folds:
                 hiding = mask if self.hides[view] else None
                 passes.append(Pass(batch.views[view], mask, self.student(batch.views[view], hiding, self.taps)))
-        return {
-            name: [
-                branch.predict(
-                    self._target(branch, batch, step.mask, seen, _others(step, passes)),
-                    step,
-                    batch.views[branch.term.view],
-                )
-                for step in passes
-            ]
-            for name, branch in self.terms.items()
-        }
+        made = {}
+        for name, branch in self.terms.items():
+            targets = [self._target(branch, batch, step.mask, seen, _others(step, passes)) for step in passes]
+            made[name] = branch.predict(targets, passes, batch.views[branch.term.view])
+        return made
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Teachers that learn from the data before training (codebooks) do so, each from the same batches."""
@@ -286,6 +288,7 @@ class Objective(nn.Module):
         total = torch.zeros((), device=predictions[0].target.device)
         for p in predictions:
             costs = [branch.distances(pred, p.target, p.query.valid, p.dense) for pred in p.preds]
+            costs = costs if p.weight is None else [cost * p.weight for cost in costs]
             for cost in costs if p.penalty is None else [*costs, p.penalty.float()]:
                 total = total + self._sum(cost, p.query.valid)
         return total
@@ -325,6 +328,13 @@ def target_health(dense: Tensor, spec: TargetSpec) -> dict[str, Tensor]:
     return {"mean": tokens.mean(), **spread}
 
 
+@torch.no_grad()
+def agreement(prediction: Prediction) -> Tensor:
+    """Mean cosine of the first prediction and its target over the queries."""
+    pred, target = prediction.preds[0].float(), prediction.target.float()
+    return torch.nn.functional.cosine_similarity(pred, target, dim=-1).mean()
+
+
 def query(where: Where, mask: Mask, view: View) -> Query:
     """The positions that `where` means under `mask`."""
     batch, num_tokens = mask.hidden.shape
@@ -336,6 +346,14 @@ def query(where: Where, mask: Mask, view: View) -> Query:
         return Query(mask.visible_index, mask.visible_valid, box=view.box, flip=view.flip)
     everywhere = torch.arange(num_tokens, device=mask.hidden.device).expand(batch, -1)
     return Query(everywhere, include_class=where == "all+class", box=view.box, flip=view.flip)
+
+
+def _weights(weight: Tensor, wanted: Query) -> Tensor | None:
+    """Factors (B, N) at the queried positions (B, M); 1 for the class token; None for the image."""
+    if wanted.index is None:
+        return None
+    chosen = weight.gather(1, wanted.index)
+    return torch.cat([torch.ones_like(chosen[:, :1]), chosen], 1) if wanted.include_class else chosen
 
 
 def _select(dense: Tensor, image: Tensor | None, wanted: Query) -> Tensor:

@@ -19,6 +19,7 @@ from .plain import MAX_CHARACTERS, MAX_DEPTH, read_yaml
 from .provenance import uncite
 from .registry import ForeignError, did_you_mean, foreign_code, plugins
 from .schedule import Frozen, Optimization, Schedule
+from .types import Size
 
 Where = Literal["hidden", "visible", "all", "all+class", "image"]
 DESCRIPTION = ("name", "title", "paper", "status", "row", "provenance")
@@ -109,6 +110,26 @@ class Recipe(Frozen):
         canonical = json.dumps(method, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
+    def grid_of(self, view: str) -> Size:
+        """Rows and columns of patches of a view. ValueError if the student cannot take its size."""
+        geometry = self.student.geometry
+        size = self.views.size_of(view, geometry.image)
+        if size == geometry.image:
+            return geometry.grid
+        height, width = geometry.patch
+        if not self.student.can_resize:
+            raise ValueError(f"it has {size} pixels, but student {self.student.name!r} takes {geometry.image} only")
+        if size[0] % height or size[1] % width:
+            raise ValueError(f"its {size} pixels are not whole patches of {height}x{width}")
+        return size[0] // height, size[1] // width
+
+    def hides(self, view: str) -> bool:
+        """The view's sampler hides at least one patch of it."""
+        try:
+            return self.masks[view].num_hidden(self.grid_of(view)) != 0
+        except ValueError:
+            return True  # reported as a problem of its own
+
     def axes(self) -> dict[str, str]:
         """The five columns of Table 1: T, S, H, N, L."""
         terms = list(self.terms.values())
@@ -143,12 +164,13 @@ def _student_problems(recipe: Recipe) -> list[str]:
             problems.append(
                 f"masks.{view}: views {recipe.views.name!r} make no such view, only {', '.join(recipe.views.names)}"
             )
+            continue
         try:
-            varies = mask.num_hidden(student.geometry.grid) is None
+            varies = mask.num_hidden(recipe.grid_of(view)) is None
         except ValueError as error:
             problems.append(f"masks.{view}: {error}")
             continue
-        if hides(mask, student) and not student.can_hide:
+        if recipe.hides(view) and not student.can_hide:
             problems.append(
                 f"masks.{view}: mask {mask.name!r} hides patches, but student {student.name!r} cannot (masking: none)"
             )
@@ -162,7 +184,7 @@ def _student_problems(recipe: Recipe) -> list[str]:
                 f"masks.{view}: student {student.name!r} drops hidden patches and needs the same count in every image, "
                 f"but {mask.name!r} varies; use an exact count (exact: true)"
             )
-    if student.can_hide and not problems and not any(hides(mask, student) for mask in recipe.masks.values()):
+    if student.can_hide and not problems and not any(map(recipe.hides, recipe.masks)):
         problems.append(
             f"masks hide nothing, so what student {student.name!r} keeps for hiding never trains; masking: none"
         )
@@ -196,11 +218,19 @@ def _term_problems(recipe: Recipe, term: Term) -> list[str]:
             )
         if term.head.needs_class and not student.num_prefix:
             problems.append(f"head {term.head.name!r} reads the class token, but student {student.name!r} has none")
-    if not any(hides(mask, student) for mask in recipe.masks.values()):
+    if not any(map(recipe.hides, recipe.masks)):
         if term.where == "hidden":
             problems.append("nothing is hidden, so where: hidden is empty; use where: all")
         if term.teacher.needs_mask:
             problems.append(f"teacher {term.teacher.name!r} reads the mask, but nothing is hidden; use region: full")
+    views, size = recipe.views, student.geometry.image
+    if term.view in views.names and views.size_of(term.view, size) != size:
+        problems.append(
+            f"view {term.view!r} is {views.size_of(term.view, size)}, but teachers see whole views of {size}"
+        )
+    small = [view for view in recipe.masks if views.size_of(view, size) != size]
+    if small and term.where != "image":
+        problems.append(f"masks.{small[0]}: a view of another size answers for the image only (where: image)")
     if term.teacher.reads_folds:
         single = [view for view, mask in recipe.masks.items() if mask.num_folds < 2]
         problems += [
@@ -225,17 +255,9 @@ def _term_problems(recipe: Recipe, term: Term) -> list[str]:
 
 def _count_varies(recipe: Recipe) -> bool:
     try:
-        return any(mask.num_hidden(recipe.student.geometry.grid) is None for mask in recipe.masks.values())
+        return any(mask.num_hidden(recipe.grid_of(view)) is None for view, mask in recipe.masks.items())
     except ValueError:
         return False  # reported as a problem of its own
-
-
-def hides(mask: MaskConfig, student: StudentConfig) -> bool:
-    """The sampler hides at least one patch of the student's grid."""
-    try:
-        return mask.num_hidden(student.geometry.grid) != 0
-    except ValueError:
-        return True  # reported as a problem of its own
 
 
 def expand(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,49 +19,68 @@ CROPS, MASKS = 1, 2
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, ready: views of batch size 1, and for every view the student sees hidden (K, N) bool, and source (K, N)
-    int64 where hidden patches may show others."""
+    """One image, ready: views of batch size 1, and what was drawn for every view the student sees.
+
+    hidden (K, N) bool; source (K, N) int64 where hidden patches may show others; group (K, N) int64 where they are dealt to
+    groups; weight (K, N) float32 where positions count differently.
+    """
 
     index: int
     views: dict[str, View]
     hidden: dict[str, Tensor]
     source: dict[str, Tensor]
+    group: dict[str, Tensor]
+    weight: dict[str, Tensor]
 
 
 class Sampling:
     """Crops and masks of a recipe, as pure functions of (seed, epoch, index). Picklable; runs in loader workers."""
 
     def __init__(self, recipe: Recipe, geometry: Geometry, renditions: Sequence[Rendition] = ()) -> None:
-        self.seed, self.size, self.grid = recipe.seed, geometry.image, geometry.grid
+        self.seed, self.size = recipe.seed, geometry.image
         self.renditions = tuple(renditions)
         self.views: Views = recipe.views.build()
         self.masks: dict[str, MaskSampler] = {view: mask.build() for view, mask in recipe.masks.items()}
-        self.counts: dict[str, int | None] = {v: mask.num_hidden(self.grid) for v, mask in recipe.masks.items()}
-        self.substituting = tuple(view for view, mask in recipe.masks.items() if mask.substitutes)
+        self.grids = {view: recipe.grid_of(view) for view in recipe.masks}
+        self.counts: dict[str, int | None] = {v: mask.num_hidden(self.grids[v]) for v, mask in recipe.masks.items()}
 
     def __call__(self, image: Tensor, epoch: int, index: int) -> Sample:
         """image uint8 (C, H, W) -> its sample in that epoch."""
         views = self.views.sample(image, rng(self.seed, epoch, index, CROPS), self.size, self.renditions)
         draws = rng(self.seed, epoch, index, MASKS)
-        drawn = {view: sampler.sample(self.grid, draws) for view, sampler in self.masks.items()}
-        shown = {view: self.masks[view].source(drawn[view], draws) for view in self.substituting}
-        hidden, source = (
-            {view: torch.from_numpy(array) for view, array in arrays.items()} for arrays in (drawn, shown)
-        )
-        return Sample(index, views, hidden, source)
+        drawn = {view: sampler.sample(self.grids[view], draws) for view, sampler in self.masks.items()}
+        shown, dealt, weighed = {}, {}, {}
+        for view, sampler in self.masks.items():
+            if sampler.config.substitutes:
+                shown[view] = sampler.source(drawn[view], draws)
+            if sampler.config.num_groups > 1:
+                dealt[view] = sampler.group(drawn[view], draws)
+            if sampler.config.weighs:
+                weighed[view] = sampler.weight(drawn[view], self.grids[view])
+        tensors = ({v: torch.from_numpy(array) for v, array in part.items()} for part in (drawn, shown, dealt, weighed))
+        return Sample(index, views, *tensors)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         views = {name: _stack([sample.views[name] for sample in samples]) for name in samples[0].views}
         masks = {}
         for view, count in self.counts.items():
-            folds = torch.stack([sample.hidden[view] for sample in samples], 1)  # (K, B, N)
-            masks[view] = tuple(Mask.from_hidden(fold, count) for fold in folds)
-            if view in self.substituting:
-                sources = torch.stack([sample.source[view] for sample in samples], 1)
-                masks[view] = tuple(
-                    replace(mask, source=source) for mask, source in zip(masks[view], sources, strict=True)
-                )
+            folds = [Mask.from_hidden(fold, count) for fold in _folds([sample.hidden[view] for sample in samples])]
+            if view in samples[0].source:
+                sources = _folds([sample.source[view] for sample in samples])
+                folds = [replace(mask, source=source) for mask, source in zip(folds, sources, strict=True)]
+            if view in samples[0].group:
+                groups, number = _folds([sample.group[view] for sample in samples]), self.masks[view].config.num_groups
+                folds = [mask.grouped(group, number) for mask, group in zip(folds, groups, strict=True)]
+            if view in samples[0].weight:
+                weights = _folds([sample.weight[view] for sample in samples])
+                folds = [replace(mask, weight=weight) for mask, weight in zip(folds, weights, strict=True)]
+            masks[view] = tuple(folds)
         return Batch(views, masks, torch.tensor([sample.index for sample in samples]))
+
+
+def _folds(drawn: Sequence[Tensor]) -> Tensor:
+    """B times (K, N) -> (K, B, N)."""
+    return torch.stack([*drawn], 1)
 
 
 def _stack(views: Sequence[View]) -> View:

@@ -17,13 +17,21 @@ class Frozen(BaseModel):
 class Schedule(Frozen):
     """v(f) = end + (start - end) g(f / until) for f < until, then end; f in [0, 1] is the fraction of training done.
 
-    g(u) = 1 - u (linear) or (1 + cos(pi u)) / 2 (cosine). A bare number is a constant.
+    g(u) = 1 - u (linear) or (1 + cos(pi u)) / 2 (cosine). A bare number is a constant.  then: another schedule that takes
+    over at `until` and runs over the rest of training, its own f from 0 to 1.
     """
 
     start: float
     end: float
     until: float = Field(1.0, gt=0, le=1)
     shape: Literal["linear", "cosine"] = "linear"
+    then: Schedule | None = Field(None, exclude_if=lambda then: then is None)
+
+    @model_validator(mode="after")
+    def _leaves_time(self) -> Schedule:
+        if self.then is not None and self.until == 1:
+            raise ValueError("then needs until below 1, which leaves time for it")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -31,6 +39,8 @@ class Schedule(Frozen):
         return {"start": data, "end": data} if isinstance(data, int | float | str) else data
 
     def __call__(self, fraction: float) -> float:
+        if self.then is not None and fraction >= self.until:
+            return self.then((fraction - self.until) / (1 - self.until))
         u = min(fraction / self.until, 1.0)
         remaining = 1 - u if self.shape == "linear" else (1 + math.cos(math.pi * u)) / 2
         return self.end + (self.start - self.end) * remaining

@@ -127,6 +127,8 @@ class Mask(_Tensors):
     ones; None means every entry is real, and then every shape is static.
     source (B, N) int64: the patch whose embedding stands at each position, -1 for the mask token; None means that hidden
     patches show the mask token and the others themselves.
+    groups: hidden_index may consist of that many runs of equal length, each ascending: parts of what is hidden that a
+    teacher or loss takes one by one.  weight (B, N): factor of each position's loss; None is 1 everywhere.
     """
 
     hidden: Tensor
@@ -135,6 +137,8 @@ class Mask(_Tensors):
     hidden_valid: Tensor | None = None
     visible_valid: Tensor | None = None
     source: Tensor | None = None
+    groups: int = 1
+    weight: Tensor | None = None
 
     @property
     def unseen(self) -> Tensor:
@@ -161,6 +165,11 @@ class Mask(_Tensors):
         hidden_valid = (column < counts[:, None])[:, :most]
         visible_valid = (column >= counts[:, None])[:, fewest:]
         return cls(hidden, order[:, :most], order[:, fewest:], hidden_valid, visible_valid)
+
+    def grouped(self, group: Tensor, groups: int) -> Mask:
+        """The same mask, its hidden_index in runs by group (B, N) int64, which counts as many patches in each."""
+        mine = group.gather(1, self.hidden_index)
+        return replace(self, hidden_index=self.hidden_index.gather(1, mine.argsort(dim=1, stable=True)), groups=groups)
 
 
 @dataclass(frozen=True)
@@ -279,3 +288,8 @@ class Progress:
     @property
     def fraction(self) -> float:
         return self.step / self.total_steps
+
+    @property
+    def epoch_fraction(self) -> float:
+        """The fraction at the beginning of the epoch."""
+        return self.epoch * self.steps_per_epoch / self.total_steps

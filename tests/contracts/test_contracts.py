@@ -38,7 +38,7 @@ TOYS: Mapping[str, Mapping[str, list[Any]]] = {
             "self",
             {"name": "self", "layers": [0, 1], "layer_norm": "layer"},
             {"name": "self", "layers": [1], "point": "mlp", "layer_norm": "instance", "decay": 0.5},
-            {"name": "self", "head": True, "update": "epoch_end"},
+            {"name": "self", "head": "patches", "update": "epoch_end"},
             {"name": "self", "weights": "live", "region": "hidden"},
             {"name": "self", "weights": "live", "region": "hidden", "differentiable_target": True},
         ],
@@ -106,6 +106,11 @@ TOYS: Mapping[str, Mapping[str, list[Any]]] = {
     "views": {
         "crop": ["crop", {"name": "crop", "scale": [0.08, 1], "jitter": 0.4}],
         "center": ["center", {"name": "center", "share": 0.9}],
+        "pair": [
+            {"name": "pair", "crops": "shared", "other": {"jitter": 0.8, "grey": 0.2, "blur": 0.5, "solarize": 0.2}},
+            {"name": "pair", "main": {"blur": 1}, "other": {"jitter": 1, "hue": 0}},
+        ],
+        "multi_crop": [{"name": "multi_crop", "num_focal": 3, "focal_size": 8, "colors": {"jitter": 0.8}}],
     },
 }
 """Small settings of every registered component that differ in what they compute."""

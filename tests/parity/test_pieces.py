@@ -17,7 +17,7 @@ from unimim.importers.base import apply
 from unimim.importers.vit import BEIT_ENCODER
 from unimim.layers import patchify, unpatchify
 from unimim.layers.positions import RelativePositionBias, relative_index, sincos_2d
-from unimim.losses import L2, Cosine, SmoothL1
+from unimim.losses import L2, Cosine, InfoNCE, SmoothL1
 from unimim.masks import Block, Random
 from unimim.norms import Identity, Layer
 from unimim.schedule import Optimization
@@ -198,3 +198,23 @@ def test_layer_decay(piece: Any, method: str) -> None:
     assert ours["student.norm.weight"][0] == ours["branches.mim.head.proj.weight"][0] == 1.0
     scales = {group["rate_scale"] for group in adamw(objective, recipe.optimization, objective.depth_of).param_groups}
     assert sorted(scales) == pytest.approx(golden[f"{method}_scales"].tolist(), rel=1e-12)
+
+
+def test_info_nce_within_an_image_and_across_images(piece: Any) -> None:
+    """ConMIM's loss over the patches of an image at its temperatures; ExtreMA's over images, which it multiplies by 2 tau."""
+    golden = piece("infonce")
+    hidden = golden["in/mask"].bool()
+    for case, temperature in enumerate(golden["in/temp"].tolist()):
+        pred, keys = golden["in/conmim_student"].requires_grad_(), golden["in/conmim_teacher"]
+        loss = InfoNCE(InfoNCE.Config(temperature=temperature), TargetSpec(keys.shape[-1]))
+        value = loss(pred, keys, keys=keys)[hidden].mean()
+        assert value.item() == pytest.approx(golden[f"conmim_loss_t{case}"].item(), rel=1e-6)
+        (gradient,) = torch.autograd.grad(value, pred)
+        assert_close(gradient, golden[f"conmim_grad_t{case}"], rtol=0, atol=1e-7)
+    temperature = float(golden["in/extrema_T"])
+    loss = InfoNCE(InfoNCE.Config(temperature=temperature, negatives="world"), TargetSpec(golden["in/k"].shape[-1]))
+    pred = golden["in/q"].unsqueeze(1).requires_grad_()
+    value = 2 * temperature * loss(pred, golden["in/k"].unsqueeze(1)).mean()
+    assert value.item() == pytest.approx(golden["extrema_infonce"].item(), rel=1e-6)
+    (gradient,) = torch.autograd.grad(value, pred)
+    assert_close(gradient.squeeze(1), golden["extrema_infonce_grad"], rtol=0, atol=1e-7)

@@ -17,7 +17,7 @@ TEACHERS: list[dict[str, Any]] = [
     SELF,
     SELF | {"layers": [0, 1], "layer_norm": "layer"},
     SELF | {"layers": [1], "point": "mlp", "layer_norm": "instance"},
-    SELF | {"head": True},
+    SELF | {"head": "patches"},
     SELF | {"region": "hidden"},
     {"name": "self", "weights": "live"},
     {"name": "self", "weights": "live", "region": "hidden", "differentiable_target": True},

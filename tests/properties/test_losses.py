@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unimim import TargetSpec
-from unimim.losses import L1, L2, Cosine, CrossEntropy, SmoothL1, Sum, Variance
+from unimim.losses import L1, L2, Cosine, CrossEntropy, InfoNCE, SmoothL1, Sum, Variance
 
 seeds = st.integers(0, 2**31)
 counts = st.integers(1, 5)
@@ -109,6 +109,42 @@ def test_variance_is_the_hinge_of_the_unbiased_deviation_over_valid_queries(
     assert loss(torch.ones_like(x), y)[0, 0] == pytest.approx(margin - 1e-3)
 
 
+@given(counts, counts, dims, seeds, st.floats(0.05, 5))
+def test_info_nce_is_the_cross_entropy_of_finding_ones_own_key(
+    b: int, m: int, d: int, seed: int, temperature: float
+) -> None:
+    x, y = (torch.nn.functional.normalize(part, dim=-1) for part in pair(b, m, d, seed))
+    within = torch.nn.functional.cross_entropy(
+        (x @ y.mT / temperature).flatten(0, 1), torch.arange(m).repeat(b), reduction="none"
+    )
+    flat = x.flatten(0, 1) @ y.flatten(0, 1).T / temperature
+    across = torch.nn.functional.cross_entropy(flat, torch.arange(b * m), reduction="none")
+    for negatives, expected in (("image", within), ("world", across)):
+        loss = build(InfoNCE, d, temperature=temperature, negatives=negatives)
+        torch.testing.assert_close(loss(x, y), expected.view(b, m), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(loss(3 * x, 0.5 * y), loss(x, y), rtol=1e-9, atol=1e-9)
+        same = loss(x, x[:1, :1].expand(b, m, d))
+        torch.testing.assert_close(
+            same, torch.full((b, m), math.log(m if negatives == "image" else b * m), dtype=torch.float64)
+        )
+
+
+@given(counts, st.integers(2, 5), dims, seeds)
+def test_info_nce_takes_all_patches_of_the_image_for_keys(b: int, n: int, d: int, seed: int) -> None:
+    x, y = pair(b, n, d, seed)
+    loss = build(InfoNCE, d)
+    torch.testing.assert_close(loss(x[:, 1:], y[:, 1:], keys=y), loss(x, y)[:, 1:], rtol=1e-9, atol=1e-9)
+    assert (loss(x[:, 1:], y[:, 1:], keys=y) > loss(x[:, 1:], y[:, 1:])).all(), "one more negative costs more"
+
+
+@given(counts, dims, seeds, st.sampled_from(["image", "world"]))
+def test_info_nce_leaves_padded_queries_out(m: int, d: int, seed: int, negatives: str) -> None:
+    x, y = pair(2, m + 2, d, seed)
+    valid = torch.arange(m + 2).expand(2, -1) < m
+    loss = build(InfoNCE, d, negatives=negatives)
+    torch.testing.assert_close(loss(x, y, valid)[:, :m], loss(x[:, :m], y[:, :m]), rtol=1e-9, atol=1e-9)
+
+
 @given(counts, dims, seeds, st.floats(0.1, 10))
 def test_sum_is_the_weighted_sum_of_its_parts(m: int, d: int, seed: int, weight: float) -> None:
     x, y = pair(2, m, d, seed)
@@ -121,6 +157,8 @@ def test_sum_is_the_weighted_sum_of_its_parts(m: int, d: int, seed: int, weight:
     [
         *DISTANCES,
         build(Variance, margin=3.0),
+        build(InfoNCE),
+        build(InfoNCE, negatives="world", temperature=0.7),
         build(Sum, losses=[{"loss": "l2"}, {"loss": {"name": "variance", "margin": 3.0}, "weight": 0.3}]),
     ],
     ids=lambda loss: loss.config.label,
@@ -137,7 +175,7 @@ def test_cross_entropy_gradient_agrees_with_differences() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("loss", [*DISTANCES, build(Variance)], ids=lambda loss: loss.config.label)
+@pytest.mark.parametrize("loss", [*DISTANCES, build(Variance), build(InfoNCE)], ids=lambda loss: loss.config.label)
 def test_precision_is_kept(loss: Any, dtype: torch.dtype) -> None:
     x, y = pair(2, 3, 4, 1)
     assert loss(x.to(dtype), y.to(dtype)).dtype == dtype

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from unimim.address import rng
-from unimim.masks import Block, NoMask, Random
+from unimim.masks import Block, NoMask, Random, Split
 
 sides = st.integers(2, 16)
 grids = st.tuples(sides, sides)
@@ -41,6 +41,29 @@ def test_random_hides_what_the_official_floor_leaves(grid: Grid, ratio: float, s
     assert hidden.shape == (1, num_tokens)
     assert hidden.sum() == sampler.config.num_hidden(grid) == num_tokens - visible
     assert hidden.mean() >= ratio - 1e-9, "the floor of visible patches makes the ratio at least what was asked for"
+
+
+@given(grids, st.integers(2, 6), ratios, seeds)
+def test_folds_of_one_draw_see_no_patch_twice(grid: Grid, folds: int, ratio: float, seed: int) -> None:
+    sampler, num_tokens = build(Split, folds=folds, ratio=ratio), grid[0] * grid[1]
+    visible = int(num_tokens * (1 - ratio))
+    if not 1 <= visible <= num_tokens // folds:
+        with pytest.raises(ValueError, match=r"patches to each of . folds, which takes .*; change ratio or folds"):
+            sampler.config.num_hidden(grid)
+        return
+    hidden = sampler.sample(grid, rng(seed))
+    assert hidden.shape == (folds, num_tokens) == (sampler.config.num_folds, num_tokens)
+    assert (~hidden).sum(1).tolist() == [visible] * folds
+    assert sampler.config.num_hidden(grid) == num_tokens - visible
+    assert (~hidden).sum(0).max() <= 1
+
+
+def test_two_halves_are_each_others_complement_and_every_patch_is_as_likely_in_both() -> None:
+    sampler = build(Split)
+    first, second = sampler.sample((4, 6), rng(0))
+    assert (first == ~second).all()
+    assert np.abs(coverage(sampler, (4, 6), 2000) - 0.5).max() < 0.06
+    assert build(Split, folds=5, ratio=0.8).config.num_visible((14, 14)) == 39  # ExtreMA's
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), ratios, seeds)

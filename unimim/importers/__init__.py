@@ -53,7 +53,7 @@ _HOME = {
     "SWIN_ENCODER": "swin",
     "SWIN_IGNORED": "swin",
     "swin_encoder": "swin",
-    "read_checkpoint": "official",
+    "read_checkpoint": ".foreign",
     "export_timm": "timm",
     "convert": "commands",
     "export": "commands",
@@ -86,10 +86,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ..foreign import read_checkpoint
     from .base import UNTOLD, Imported, Importer, need
     from .commands import convert, export
     from .mae import DECODER, decoder, decoder_positions
-    from .official import read_checkpoint
     from .swin import SWIN_ENCODER, SWIN_IGNORED, swin_encoder
     from .timm import export_timm
     from .vit import (

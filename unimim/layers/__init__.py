@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..types import gather, scatter
+from .batchnorm import BatchNorm
 from .blocks import Attention, Block, attend, init_truncated, init_xavier, truncated_normal
 from .codebooks import lloyd_step, nearest, seed_codes
 from .patches import check_patches, check_pixels, pair, patchify, unpatchify
@@ -12,6 +13,7 @@ from .windows import WindowAttention
 
 __all__ = [
     "Attention",
+    "BatchNorm",
     "Block",
     "PatchMerge",
     "RelativePositionBias",

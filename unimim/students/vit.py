@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ class ViT(Student):
         """size names dim, depth and num_heads together (each can still be given).
 
         masking: "replace" puts one learned token in place of hidden patch embeddings, "drop" keeps visible ones only,
-        "none" cannot hide.  positions: absolute code, of which the class token's is zero for "sincos".
+        "none" cannot hide.  positions: absolute code, of which the class token's is zero for "sincos" (column first, MAE)
+        and "sincos_row" (row first, SIM and BootMAE). Learned codes are resampled for images of another size, bicubic.
         relative_positions: attention bias, one table for all blocks (BEiT) or one a block.
         layer_scale: start of the residual scales, None for none.  qkv_bias "qv": no bias on keys.
         num_registers: prefix tokens beside the class token.  mean, std: pixel statistics of [0, 1] RGB.
@@ -52,7 +54,7 @@ class ViT(Student):
         num_heads: int = Field(12, gt=0, le=2**16)
         mlp_ratio: float = Field(4.0, gt=0, le=64)
         masking: Literal["replace", "drop", "none"] = "replace"
-        positions: Literal["learned", "sincos", "none"] = "learned"
+        positions: Literal["learned", "sincos", "sincos_row", "none"] = "learned"
         relative_positions: Literal["none", "shared", "per_block"] = "none"
         layer_scale: float | None = Field(None, gt=0)
         qkv_bias: QkvBias = "qkv"
@@ -82,8 +84,8 @@ class ViT(Student):
             check_pixels(self.channels, self.mean, self.std)
             if self.dim % self.num_heads:
                 raise ValueError(f"dim {self.dim} does not divide into num_heads {self.num_heads}")
-            if self.positions == "sincos" and self.dim % 4:
-                raise ValueError(f"positions: sincos needs dim divisible by 4, not {self.dim}")
+            if self.positions.startswith("sincos") and self.dim % 4:
+                raise ValueError(f"positions: {self.positions} needs dim divisible by 4, not {self.dim}")
             return self
 
         @property
@@ -102,6 +104,10 @@ class ViT(Student):
         @property
         def can_substitute(self) -> bool:
             return self.masking == "replace"
+
+        @property
+        def can_resize(self) -> bool:
+            return self.relative_positions == "none"
 
         @property
         def num_blocks(self) -> int:
@@ -127,7 +133,7 @@ class ViT(Student):
         self.register_buffer("mean", torch.tensor(config.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(-1, 1, 1), persistent=False)
         patch = pair(config.patch_size)
-        self.patch_embed = PatchEmbed(self.geometry.image, patch, config.channels, dim)
+        self.patch_embed = PatchEmbed(self.geometry.image, patch, config.channels, dim, strict_img_size=False)
         self.prefix = nn.Parameter(torch.zeros(1, self.num_prefix, dim)) if self.num_prefix else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.masking == "replace" else None
         self._add_positions(num_tokens)
@@ -141,12 +147,27 @@ class ViT(Student):
 
     def _add_positions(self, num_tokens: int) -> None:
         dim, kind = self.dim, self.config.positions
-        if kind == "sincos":
-            code = torch.cat([torch.zeros(self.num_prefix, dim), sincos_2d(self.geometry.grid, dim)]).unsqueeze(0)
-            self.register_buffer("pos_embed", code, persistent=False)
+        if kind.startswith("sincos"):
+            self.register_buffer("pos_embed", self._code(self.geometry.grid), persistent=False)
         else:
             learned = nn.Parameter(torch.zeros(1, self.num_prefix + num_tokens, dim)) if kind == "learned" else None
             self.register_parameter("pos_embed", learned)
+
+    def _code(self, grid: Size) -> Tensor:
+        """The fixed code (1, P + N, D) of a grid, zero for prefix tokens."""
+        code = sincos_2d(grid, self.dim, "column" if self.config.positions == "sincos" else "row")
+        return torch.cat([torch.zeros(self.num_prefix, self.dim), code]).unsqueeze(0)
+
+    def _positions(self, grid: Size) -> Tensor | None:
+        """The code (1, P + N, D) for images of `grid` tokens. ValueError if the student has none for that size."""
+        if self.pos_embed is None or grid == self.geometry.grid:
+            return self.pos_embed
+        if self.config.positions != "learned":
+            return self._code(grid).to(self.pos_embed.device)
+        prefix, patches = self.pos_embed[:, : self.num_prefix], self.pos_embed[:, self.num_prefix :]
+        plane = patches.unflatten(1, self.geometry.grid).permute(0, 3, 1, 2)
+        plane = F.interpolate(plane, grid, mode="bicubic")
+        return torch.cat([prefix, plane.flatten(2).transpose(1, 2)], 1)
 
     def _block(self, number: int) -> Block:
         config = self.config
@@ -180,7 +201,10 @@ class ViT(Student):
             truncated_normal(self.pos_embed)
 
     def forward(self, view: View, mask: Mask | None = None, taps: Sequence[Tap] = ()) -> Encoded:
-        """view.image (B, C, H, W) of the configured size -> Encoded; with `drop` its index is mask.visible_index."""
+        """view.image (B, C, H, W) of the configured size, or another if it can resize, -> Encoded.
+
+        With `drop` its index is mask.visible_index.
+        """
         tokens, kept = self.embed(view, mask)
         sequence = None
         if kept is not None and self.config.relative_positions != "none":
@@ -194,26 +218,35 @@ class ViT(Student):
             found.update({tap: tokens if tap.point == "block" else branch for tap in taps if tap.block == number})
         tokens = self.norm(tokens)
         prefix, tokens = tokens[:, : self.num_prefix], tokens[:, self.num_prefix :]
-        return Encoded(
-            tokens, prefix, self.geometry.grid, kept, found, view.box, view.flip, normed=self.config.final_norm
-        )
+        grid = self._grid(view)
+        return Encoded(tokens, prefix, grid, kept, found, view.box, view.flip, normed=self.config.final_norm)
 
     def embed(self, view: View, mask: Mask | None = None) -> tuple[Tensor, Tensor | None]:
         """The sequence (B, P + L, D) that enters the first block, and the kept positions (B, L) if patches were dropped."""
+        positions = self._positions(self._grid(view))
         tokens = self.patch_embed((view.pixels() - self.mean) / self.std)
         if mask is not None and self.mask_token is not None:
             masked = mask.hidden if mask.source is None else mask.source < 0
             shown = tokens if mask.source is None else gather(tokens, mask.source.clamp_min(0))
             tokens = torch.where(masked.unsqueeze(-1), self.mask_token.to(tokens.dtype), shown)
-        if self.pos_embed is not None:
-            tokens = tokens + self.pos_embed[:, self.num_prefix :]
+        if positions is not None:
+            tokens = tokens + positions[:, self.num_prefix :]
         kept = mask.visible_index if mask is not None and not self.config.dense else None
         if kept is not None:
             tokens = gather(tokens, kept)
         if self.prefix is not None:
-            prefix = self.prefix if self.pos_embed is None else self.prefix + self.pos_embed[:, : self.num_prefix]
+            prefix = self.prefix if positions is None else self.prefix + positions[:, : self.num_prefix]
             tokens = torch.cat([prefix.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], 1)
         return tokens, kept
+
+    def _grid(self, view: View) -> Size:
+        (height, width), patch = view.image.shape[-2:], self.geometry.patch
+        grid = height // patch[0], width // patch[1]
+        if grid != self.geometry.grid and not self.config.can_resize:
+            raise ValueError(
+                f"student vit has relative positions for images of {self.geometry.image}, not {height}x{width}"
+            )
+        return grid
 
     def layer_of(self, parameter: str) -> int:
         part, _, rest = parameter.partition(".")

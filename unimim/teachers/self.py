@@ -28,28 +28,43 @@ class SelfTeacher(Teacher):
     class Config(Teacher.Config):
         """layers: 0-based blocks.  point: "block", the residual stream after the block, or "mlp", its MLP branch.
 
+        decay_per: read the schedule at every update ("step"), or at the epoch's beginning ("epoch").
+        head: what a copy of the head makes of the whole image, for its patches or for the image, `head_dim` wide (None: as
+        wide as the student's tokens).
         region: what it sees, the whole image or only the patches hidden from the student (a student that drops).
+        batch_norm: the copy's BatchNorms normalize by their running statistics, or by the batch they see, as in training.
         differentiable_target: let the gradient flow through the target (live weights only).
         """
 
         name: Literal["self"] = "self"
         weights: Literal["ema", "live"] = "ema"
         decay: Schedule = Field(0.9998, validate_default=True)
+        decay_per: Literal["step", "epoch"] = "step"
         update: Literal["step_start", "step_end", "epoch_end"] = "step_end"
         layers: tuple[int, ...] = ()
         point: Literal["block", "mlp"] = "block"
         layer_norm: NormConfig = Field("identity", validate_default=True)
-        head: bool = False
+        head: Literal["none", "patches", "image"] = "none"
+        head_dim: int | None = Field(None, gt=0, le=2**16)
         region: Literal["full", "hidden"] = "full"
+        batch_norm: Literal["running", "batch"] = "running"
         differentiable_target: bool = False
 
         @model_validator(mode="after")
         def _consistent(self) -> SelfTeacher.Config:
             if self.differentiable_target and self.weights == "ema":
                 raise ValueError("differentiable_target needs weights: live; a momentum copy gets no gradient")
-            if self.head and self.layers:
+            if self.head != "none" and self.layers:
                 raise ValueError("head reads the final tokens; give either head or layers")
+            if self.head == "none" and self.head_dim is not None:
+                raise ValueError("head_dim is the width of the head's copy; set head: patches or head: image")
+            if self.head == "image" and self.region == "hidden":
+                raise ValueError("head: image is asked about the whole image; set region: full")
             return self
+
+        @property
+        def batch_statistics(self) -> bool:
+            return self.batch_norm == "batch"
 
         @property
         def needs_mask(self) -> bool:
@@ -70,13 +85,13 @@ class SelfTeacher(Teacher):
     def __init__(self, config: SelfTeacher.Config, geometry: Geometry) -> None:
         super().__init__()
         self.config, self.geometry = config, geometry
-        self.spec = TargetSpec(geometry.dim)
+        self.spec = TargetSpec(config.head_dim or geometry.dim)
         self.layer_norm = config.layer_norm.build()
         self.copy = nn.ModuleDict()
         self.source: dict[str, nn.Module] = {}  # a plain dict: the objective owns the student
 
     def bind(self, student: Student, head: Head) -> None:
-        self.source = {"student": student, **({"head": head} if self.config.head else {})}
+        self.source = {"student": student, **({"head": head} if self.config.head != "none" else {})}
         if self.config.weights == "ema":
             self.copy.update({name: copy.deepcopy(module) for name, module in self.source.items()})
 
@@ -88,7 +103,10 @@ class SelfTeacher(Teacher):
         if self.config.layers:
             tokens = [self.layer_norm(encoded.taps[tap][:, prefix:].float()) for tap in self.config.taps]
             target = torch.stack(tokens).mean(0)
-        elif self.config.head:
+        elif self.config.head == "image":
+            image = parts["head"](encoded, Query(None))
+            return Target(image.expand(-1, self.geometry.num_tokens, -1), image)
+        elif self.config.head == "patches":
             everywhere = torch.arange(self.geometry.num_tokens, device=encoded.tokens.device)
             index = encoded.index if encoded.index is not None else everywhere.expand(len(encoded.tokens), -1)
             target = parts["head"](encoded, Query(index))
@@ -113,7 +131,8 @@ class SelfTeacher(Teacher):
         """e <- d e + (1 - d) s over parameters; d from the schedule at the fraction of training done."""
         if self.config.weights == "live":
             return
-        decay = self.config.decay(progress.fraction)
+        per_step = self.config.decay_per == "step"
+        decay = self.config.decay(progress.fraction if per_step else progress.epoch_fraction)
         averaged = [local(p) for name in self.copy for p in self.copy[name].parameters()]
         live = [local(p) for name in self.copy for p in self.source[name].parameters()]
         torch._foreach_lerp_(averaged, live, 1 - decay)

@@ -61,7 +61,7 @@ _FIELDS: Mapping[str, Any] = {
 def check_teacher(teacher: Named, student: Named = TOY) -> None:
     """T: frozen, in eval mode, unchanged by answering; its answers are pure, fit `spec` and lie on the student's grid.
 
-    A teacher that overrides `train` may use batch statistics, so its answers may depend on the rest of the batch.
+    The answers of a teacher with batch statistics may depend on the rest of the batch, and move its running ones.
     """
     config, pupil = _config("teachers", teacher), _config("students", student)
     must, geometry, built = _must("teacher", config), pupil.geometry, _bound(config, pupil)
@@ -71,7 +71,8 @@ def check_teacher(teacher: Named, student: Named = TOY) -> None:
     view, mask = _view(geometry, built.rendition), _mask(geometry) if config.needs_mask else None
     learning = [name for name, parameter in built.named_parameters() if parameter.requires_grad]
     must(not learning, f"it is frozen, but these parameters require gradients: {learning}")
-    pure = type(built.train()).train is Teacher.train
+    pure = not config.batch_statistics
+    built.train()
     before = _state(built)
     target = built(view, mask)
     _check_target(must, target, built, geometry)
@@ -409,7 +410,8 @@ def check_views(views: Named, size: Size = (16, 24)) -> None:
         must(torch.equal(image, given), "it must not write into the image it is given")
         must(sorted(made) == sorted(config.names), f"its Config promises views {config.names}, but it made {(*made,)}")
         for name, view in made.items():
-            _check_view(must, name, view, size, renditions)
+            own = config.size_of(name, size)
+            _check_view(must, name, view, own, renditions if own == size else ())
             same = all(torch.equal(a, b) for a, b in zip(_cuts(view), _cuts(again[name]), strict=True))
             must(same, f"view {name!r} must be drawn from the generator it is given and from nothing else")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from unimim import hookimpl
+from unimim import Release, hookimpl
 
 from .recipes import RECIPES
+from .releases import RELEASES
 
 
 @hookimpl
@@ -28,3 +29,8 @@ def unimim_recipes() -> Mapping[str, Callable[[], Mapping[str, Any]]]:
 @hookimpl
 def unimim_importers() -> Mapping[str, str]:
     return {"beitv2": "unimim_beitv2.importer:BEiTv2"}
+
+
+@hookimpl
+def unimim_releases() -> Mapping[str, Release]:
+    return RELEASES

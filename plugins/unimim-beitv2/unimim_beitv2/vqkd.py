@@ -108,10 +108,7 @@ class VQKD(Teacher):
 def _read(path: Path, config: VQKD.Config, geometry: Geometry) -> Mapping[str, Tensor]:
     """The official tensors of a file, if it is a tokenizer of the configured sizes and of the student's grid."""
     if not path.is_file():
-        raise ValueError(
-            f"teacher vqkd: no tokenizer at {path}; fetch a file that beit2/TOKENIZER.md of microsoft/unilm names, such as "
-            f"vqkd_encoder_base_decoder_3x768x12_clip, ahead of time"
-        )
+        raise ValueError(f"teacher vqkd: no tokenizer at {path}; fetch one: unimim teachers fetch vqkd --to DIR")
     state = read_checkpoint(path)
     try:
         sizes = sizes_of(state)

@@ -1,0 +1,20 @@
+"""What this distribution adds to unimim. Names point at "module:attribute", so listing them does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from unimim import hookimpl
+
+from .recipes import RECIPES
+
+
+@hookimpl
+def unimim_teachers() -> Mapping[str, str]:
+    return {"vqgan": "unimim_peco.vqgan:VQGAN"}
+
+
+@hookimpl
+def unimim_recipes() -> Mapping[str, Callable[[], Mapping[str, Any]]]:
+    return RECIPES
