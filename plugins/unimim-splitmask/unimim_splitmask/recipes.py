@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unimim import ours, paper
+from unimim import official, ours, paper
 from unimim.recipes import Data, sized
 from unimim.recipes.micro import micro_optimization
 
@@ -39,7 +39,7 @@ def splitmask(size: str) -> Data:
                 "weight": ours(1.0, "not known"),
             },
             "tokens": {
-                "teacher": paper("dvae", TABLE),
+                "teacher": official({"name": paper("dvae", TABLE)}, "openai/DALL-E @ 5be4b23"),
                 "head": ours("fc", "one linear layer over the decoder's tokens"),
                 "loss": paper("cross_entropy", TABLE),
                 "where": paper("hidden", SUMMARIES),
@@ -47,7 +47,7 @@ def splitmask(size: str) -> Data:
         },
         "student": ours(
             {"name": "splitmask", "decoder_depth": paper(2, SUMMARIES), "drop_path": 0.1},
-            f"ViT-B and MAE's decoder width; drop path: {BEIT}",
+            f"ViT-B; decoder width, positions and start values: MAE's; drop path: {BEIT}",
         ),
         "mask": paper({"name": "split", "folds": 2, "ratio": ours(0.5, "halves; uniformly random")}, SUMMARIES),
         "views": ours({"name": "crop", "scale": [0.2, 1.0]}, "MAE's; the paper does without hand-made augmentations"),
