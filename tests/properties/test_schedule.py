@@ -51,8 +51,22 @@ def test_a_schedule_survives_json(start: float, end: float, until: float, shape:
     assert Schedule.model_validate_json(schedule.model_dump_json()) == schedule
 
 
+@given(values, values, st.floats(0.05, 0.9), shapes, fractions)
+def test_the_next_schedule_takes_over_at_until_and_runs_over_the_rest(
+    start: float, end: float, until: float, shape: str, fraction: float
+) -> None:
+    rest = Schedule(start=end, end=3.0, until=0.5)
+    schedule = Schedule(start=start, end=end, until=until, shape=shape, then=rest)
+    assert Schedule.model_validate_json(schedule.model_dump_json()) == schedule
+    assert schedule(1) == 3
+    if fraction < until:
+        assert schedule(fraction) == Schedule(start=start, end=end, until=until, shape=shape)(fraction)
+    else:
+        assert schedule(fraction) == rest((fraction - until) / (1 - until))
+
+
 @pytest.mark.parametrize(
-    "fields", [{"until": 0}, {"until": 1.5}, {"shape": "step"}, {"end": float("nan")}, {"ende": 1}]
+    "fields", [{"until": 0}, {"then": 1}, {"until": 1.5}, {"shape": "step"}, {"end": float("nan")}, {"ende": 1}]
 )
 def test_impossible_schedules_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
