@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -197,6 +197,23 @@ class Twice(FC):
     def forward(self, encoded: Encoded, query: Query) -> tuple[Tensor, ...]:
         pred = FC.forward(self, encoded, query)
         return pred, pred + 1
+
+
+class Sated(FC):
+    """Fits to the first of what the student makes, and leaves the rest."""
+
+    needs_fit = True
+
+    def fit(self, encoded: Iterable[Encoded]) -> None:
+        self.eval_mode = not next(iter(encoded)).tokens.requires_grad
+
+
+def test_a_head_that_has_seen_enough_leaves_the_student_training() -> None:
+    objective = build().train()
+    objective.branches["mim"].head = Sated(FC.Config(), objective.student, 48)
+    objective.fit([draw(objective), draw(objective)])
+    assert objective.student.training
+    assert objective.branches["mim"].head.eval_mode
 
 
 class Spread(Loss):
