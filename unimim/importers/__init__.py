@@ -54,6 +54,7 @@ _HOME = {
     "SWIN_IGNORED": "swin",
     "swin_encoder": "swin",
     "read_checkpoint": "official",
+    "read_weights": "official",
     "export_timm": "timm",
     "convert": "commands",
     "export": "commands",
@@ -81,6 +82,7 @@ __all__ = [
     "position_index",
     "ratio",
     "read_checkpoint",
+    "read_weights",
     "swin_encoder",
     "under",
 ]
@@ -89,7 +91,7 @@ if TYPE_CHECKING:
     from .base import UNTOLD, Imported, Importer, need
     from .commands import convert, export
     from .mae import DECODER, decoder, decoder_positions
-    from .official import read_checkpoint
+    from .official import read_checkpoint, read_weights
     from .swin import SWIN_ENCODER, SWIN_IGNORED, swin_encoder
     from .timm import export_timm
     from .vit import (

@@ -1,4 +1,4 @@
-"""Reading checkpoints that other projects wrote, without ever running code from them."""
+"""Reading weights that other projects or unimim wrote, without ever running code from them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from ..recipe import Recipe
+from ..weights import read_recipe, read_tensors
 
 PARTS = ("model", "model_state", "state_dict", "module", "model_ema")
 """Keys under which training scripts keep their weights, the first that is there being the default."""
@@ -43,6 +46,14 @@ def read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
 def read_checkpoint(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """The weights in a checkpoint: part `key`, or else the first of PARTS it has, or the file itself as a state dict."""
     return choose(read_parts(path), key, path)
+
+
+def read_weights(folder: Path) -> tuple[Recipe, dict[str, Tensor]]:
+    """The recipe and the tensors (CPU) of a weights folder that unimim wrote, for teachers that another run trained.
+
+    Nothing is built. ValueError if a file is missing or damaged.
+    """
+    return read_recipe(folder), read_tensors(folder)
 
 
 def choose(parts: Mapping[str, dict[str, Tensor]], key: str | None, path: Path) -> dict[str, Tensor]:
