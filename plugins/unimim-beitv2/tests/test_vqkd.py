@@ -242,6 +242,7 @@ def test_fields() -> None:
 # Processes and runs
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_and_without_micro_batches(tmp_path: Path) -> None:
     worker = runpy.run_path(str(WORKER))
     command = [sys.executable, str(WORKER)]
@@ -283,6 +284,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_with_the_same_bits(trained: Path, tmp_path: Path) -> None:
     unimim(tmp_path / "part", "vqkd-micro", *SIZES, *TINY, "run.stop_after=3", code=75)
     unimim(tmp_path / "part", "vqkd-micro", *SIZES, *TINY)
