@@ -18,9 +18,10 @@ from ..training import build
 from ..types import TargetSpec
 from ..weights import check
 
-STUDENT, HEAD, COPY = "student.", "branches.mim.head.", "teachers.mim.copy."
-"""Where the student, and the head and momentum copy of the term `mim`, stand in an objective's state dict. Further terms
-of a recipe may bring no tensors of their own."""
+STUDENT, HEAD, TEACHER = "student.", "branches.mim.head.", "teachers.mim."
+COPY = f"{TEACHER}copy."
+"""Where the student, and the head, teacher and momentum copy of the term `mim`, stand in an objective's state dict. Further
+terms of a recipe may bring no tensors of their own."""
 
 UNTOLD = object()
 """The value of a recipe key that tensors cannot tell and an override must."""
@@ -58,7 +59,8 @@ class Importer(ABC):
     there is one.  rules: {official name, a regular expression: name in Objective.state_dict()}.  ignored: {official
     name, a regular expression: reason}.  prediction: official name of the vector as wide as the predictions.  complete:
     where the head is to be found if the file has none.  momentum: the part of the file that holds the momentum teacher;
-    its tensors arrive as "<momentum>.<name>" and follow the same rules.
+    its tensors arrive as "<momentum>.<name>" and follow the same rules. Where they stand among the others, rules of their
+    own name them (COPY).
     """
 
     name: ClassVar[str]
@@ -111,11 +113,13 @@ class Importer(ABC):
         loaded = {self.place(name, recipe): key for name, key in loaded.items()}
         tensors = {name: state[key].contiguous() for name, key in loaded.items()}
         notes = self.notes
-        if self.momentum and not any(name.startswith(COPY) for name in loaded):
-            tensors |= {COPY + name: tensor for name, tensor in tensors.items() if name.startswith(STUDENT)}
-            notes += (f"the file has no {self.momentum}: the momentum teacher starts as a copy of the student",)
         wanted = self._wanted(recipe, 1 if headless else self._width(state))
-        fresh = tuple(name for name in wanted if headless and name.startswith(HEAD))
+        followed = {name: _followed(name) for name in wanted if name.startswith(COPY)}
+        if followed and not any(name.startswith(COPY) for name in loaded):
+            tensors |= {name: tensors[source] for name, source in followed.items() if source in tensors}
+            missing = self.momentum or "momentum teacher"
+            notes += (f"the file has no {missing}: the momentum teacher starts as a copy of the student",)
+        fresh = tuple(name for name in wanted if headless and followed.get(name, name).startswith(HEAD))
         given = {name: wanted[name] for name in wanted if name not in fresh}
         check(given, tensors, f"not a checkpoint of {recipe.name!r}")
         return Imported(recipe, tensors, loaded, ignored | self._compare(state, recipe), fresh, notes)
@@ -175,9 +179,15 @@ class Importer(ABC):
             student = recipe.student.build()
             loss = term.loss.build(TargetSpec(width, term.teacher.discrete))
             head = term.head.build(student, loss.out_dim)
-        wanted = {STUDENT + name: tensor for name, tensor in student.state_dict().items()}
-        copied = {COPY + name: tensor for name, tensor in wanted.items()} if self.momentum else {}
-        return wanted | {HEAD + name: tensor for name, tensor in head.state_dict().items()} | copied
+            parts = {STUDENT: student.state_dict(), HEAD: head.state_dict()}
+            copies = self.momentum or any(name.startswith(COPY) for name in self.rules.values())
+            if copies and not term.teacher.reloads:
+                teacher = term.teacher.build(student.geometry)
+                teacher.bind(student, head)
+                parts[TEACHER] = {
+                    name: x for name, x in teacher.state_dict().items() if (TEACHER + name).startswith(COPY)
+                }
+        return {prefix + name: tensor for prefix, tensors in parts.items() for name, tensor in tensors.items()}
 
     def _compare(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, str]:
         """{official name: reason} of the fixed tables, after checking that they are ours."""
@@ -206,6 +216,12 @@ def apply(rules: Mapping[str, str], name: str) -> str | None:
         if found:
             return found.expand(result)
     return None
+
+
+def _followed(name: str) -> str:
+    """What a tensor of the momentum copy is a copy of."""
+    part = name.removeprefix(COPY)
+    return part if part.startswith(STUDENT) else HEAD + part.removeprefix("head.")
 
 
 def _part(data: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
