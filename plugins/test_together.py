@@ -25,6 +25,10 @@ DIFFERENCES = {
     ("cae", "loss"): ("CrossEntropy & l2", ALIGNMENT),
     ("maskfeat-dino", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
     ("mvp", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
+    ("sim", "norm"): (
+        "LayerNorm",
+        "the paper names the BatchNorms inside the head's blocks; the target's norm is LayerNorm",
+    ),
 }
 """(recipe, cell): what our table prints instead of the paper's, and why."""
 
