@@ -28,6 +28,10 @@ DIFFERENCES = {
     ("splitmask", "head"): ("/ & FC", "the decoder is in the student, since both terms read it"),
     ("maskfeat-dino", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
     ("mvp", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
+    ("sim", "norm"): (
+        "LayerNorm",
+        "the paper names the BatchNorms inside the head's blocks; the target's norm is LayerNorm",
+    ),
 }
 """(recipe, cell): what our table prints instead of the paper's, and why."""
 

@@ -93,7 +93,6 @@ if TYPE_CHECKING:
     from .base import UNTOLD, Imported, Importer, need
     from .commands import convert, export
     from .mae import DECODER, decoder, decoder_positions
-    "read_weights": ".weights",
     from .swin import SWIN_ENCODER, SWIN_IGNORED, swin_encoder
     from .timm import export_timm
     from .vit import (
