@@ -296,6 +296,23 @@ class OtherFold(Teacher):
         raise AssertionError("it reads folds")
 
 
+class Sated(FC):
+    """Fits to the first of what the student makes, and leaves the rest."""
+
+    needs_fit = True
+
+    def fit(self, encoded: Iterable[Encoded]) -> None:
+        self.eval_mode = not next(iter(encoded)).tokens.requires_grad
+
+
+def test_a_head_that_has_seen_enough_leaves_the_student_training() -> None:
+    objective = build().train()
+    objective.branches["mim"].head = Sated(FC.Config(), objective.student, 48)
+    objective.fit([draw(objective), draw(objective)])
+    assert objective.student.training
+    assert objective.branches["mim"].head.eval_mode
+
+
 class Spread(Loss):
     """The mean absolute difference of the mean prediction and the mean target of a set."""
 

@@ -180,11 +180,13 @@ class Objective(nn.Module):
         """What the student makes of every masked view, one after the other; drop path and dropout aside."""
         training = self.student.training
         self.student.eval()
-        for batch in batches:
-            for view, folds in batch.masks.items():
-                for mask in folds:
-                    yield self.student(batch.views[view], mask if self.hides[view] else None, self.taps)
-        self.student.train(training)
+        try:
+            for batch in batches:
+                for view, folds in batch.masks.items():
+                    for mask in folds:
+                        yield self.student(batch.views[view], mask if self.hides[view] else None, self.taps)
+        finally:  # also for a head that has seen enough before the last batch
+            self.student.train(training)
 
     @property
     def needs_fit(self) -> bool:
