@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from torch.testing import assert_close
 from unimim_msn.importer import MSNImporter
 from unimim_msn.loss import MSN, sinkhorn

@@ -72,13 +72,14 @@ class MSN(Loss):
 
     def logits(self, x: Tensor) -> Tensor:
         """x (n, D) -> (n, K)."""
-        return F.normalize(x, dim=-1) @ F.normalize(self.prototypes, dim=-1).T / self.config.temperature
+        logits: Tensor = F.normalize(x, dim=-1) @ F.normalize(self.prototypes, dim=-1).T / self.config.temperature
+        return logits
 
     @torch.no_grad()
     def assign(self, target: Tensor) -> Tensor:
         """target (n, D) -> t (n, K), rows that sum to 1."""
-        sharp = (self.logits(target) / self.config.sharpening).softmax(-1)
-        return sinkhorn(sharp, self.config.sinkhorn) if self.config.sinkhorn else sharp
+        sharp: Tensor = (self.logits(target) / self.config.sharpening).softmax(-1)
+        return sinkhorn(sharp, self.config.sinkhorn)
 
 
 def _mean_over_all(x: Tensor) -> Tensor:
