@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from ..weights import check
 STUDENT, HEAD, COPY = "student.", "branches.mim.head.", "teachers.mim.copy."
 """Where the student, and the head and momentum copy of the term `mim`, stand in an objective's state dict. Further terms
 of a recipe may bring no tensors of their own."""
+
+T = TypeVar("T")
 
 UNTOLD = object()
 """The value of a recipe key that tensors cannot tell and an override must."""
@@ -58,7 +60,8 @@ class Importer(ABC):
     there is one.  rules: {official name, a regular expression: name in Objective.state_dict()}.  ignored: {official
     name, a regular expression: reason}.  prediction: official name of the vector as wide as the predictions.  complete:
     where the head is to be found if the file has none.  momentum: the part of the file that holds the momentum teacher;
-    its tensors arrive as "<momentum>.<name>" and follow the same rules.
+    its tensors arrive as "<momentum>.<name>" and follow the same rules.  momentum_head: that teacher has a copy of the head
+    as well as of the student.
     """
 
     name: ClassVar[str]
@@ -68,6 +71,7 @@ class Importer(ABC):
     prediction: ClassVar[str]
     complete: ClassVar[str] = ""
     momentum: ClassVar[str] = ""
+    momentum_head: ClassVar[bool] = False
     notes: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -112,10 +116,10 @@ class Importer(ABC):
         tensors = {name: state[key].contiguous() for name, key in loaded.items()}
         notes = self.notes
         if self.momentum and not any(name.startswith(COPY) for name in loaded):
-            tensors |= {COPY + name: tensor for name, tensor in tensors.items() if name.startswith(STUDENT)}
+            tensors |= self._copied(tensors)
             notes += (f"the file has no {self.momentum}: the momentum teacher starts as a copy of the student",)
         wanted = self._wanted(recipe, 1 if headless else self._width(state))
-        fresh = tuple(name for name in wanted if headless and name.startswith(HEAD))
+        fresh = tuple(name for name in wanted if headless and name.startswith((HEAD, f"{COPY}head.")))
         given = {name: wanted[name] for name in wanted if name not in fresh}
         check(given, tensors, f"not a checkpoint of {recipe.name!r}")
         return Imported(recipe, tensors, loaded, ignored | self._compare(state, recipe), fresh, notes)
@@ -131,11 +135,17 @@ class Importer(ABC):
                 ignored[key] = apply(self.ignored, bare) or f"unknown to importer {self.name!r}"
             elif not copied:
                 loaded[name] = key
-            elif name.startswith(STUDENT):
-                loaded[f"{COPY}{name}"] = key
+            elif copies := self._copied({name: key}):
+                loaded |= dict.fromkeys(copies, key)
             else:
                 ignored[key] = "the momentum teacher is a copy of the student alone"
         return loaded, ignored
+
+    def _copied(self, parts: Mapping[str, T]) -> dict[str, T]:
+        """The parts that a momentum teacher has too, under the names it has them."""
+        copies = {COPY + name: part for name, part in parts.items() if name.startswith(STUDENT)}
+        heads = {name: part for name, part in parts.items() if self.momentum_head and name.startswith(HEAD)}
+        return copies | {f"{COPY}head.{name.removeprefix(HEAD)}": part for name, part in heads.items()}
 
     def _describe(self, state: Mapping[str, Tensor], overrides: Sequence[str]) -> Recipe:
         """The recipe whose network has these tensors."""
@@ -176,8 +186,8 @@ class Importer(ABC):
             loss = term.loss.build(TargetSpec(width, term.teacher.discrete))
             head = term.head.build(student, loss.out_dim)
         wanted = {STUDENT + name: tensor for name, tensor in student.state_dict().items()}
-        copied = {COPY + name: tensor for name, tensor in wanted.items()} if self.momentum else {}
-        return wanted | {HEAD + name: tensor for name, tensor in head.state_dict().items()} | copied
+        wanted |= {HEAD + name: tensor for name, tensor in head.state_dict().items()}
+        return wanted | (self._copied(wanted) if self.momentum else {})
 
     def _compare(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, str]:
         """{official name: reason} of the fixed tables, after checking that they are ours."""
