@@ -24,6 +24,10 @@ DIFFERENCES = {
     ("cae", "head"): ("Decoder & /", f"{ALIGNMENT}; its head hands on the student's tokens"),
     ("cae", "loss"): ("CrossEntropy & l2", ALIGNMENT),
     ("maskfeat-dino", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
+    ("conmim", "norm"): (
+        "/",
+        "the BatchNorm is the last layer of the projector, on both sides; nothing comes after it",
+    ),
     ("mvp", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
 }
 """(recipe, cell): what our table prints instead of the paper's, and why."""
