@@ -27,6 +27,10 @@ DIFFERENCES = {
     ("splitmask", "teacher"): ("Self & dVAE", MATCH),
     ("splitmask", "head"): ("/ & FC", "the decoder is in the student, since both terms read it"),
     ("maskfeat-dino", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
+    ("conmim", "norm"): (
+        "/",
+        "the BatchNorm is the last layer of the projector, on both sides; nothing comes after it",
+    ),
     ("mvp", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
     ("sim", "norm"): (
         "LayerNorm",
