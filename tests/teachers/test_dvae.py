@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from unimim import Geometry, Rendition, View
-from unimim.teachers.dvae import DVae, map_pixels
+from unimim.layers import map_pixels
+from unimim.teachers.dvae import DVae
 
 FOLDER = Path(os.environ.get("UNIMIM_GOLDENS", Path(__file__).parents[1] / "parity" / "data"))
 SMALL = {"vocab_size": 24, "num_hidden": 8, "blocks_per_group": 1}
