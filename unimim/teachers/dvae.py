@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +18,12 @@ from ..axes import Teacher
 from ..layers.dalle import DALLE_STRIDE, Conv, conv_encoder, map_pixels
 from ..types import Geometry, Mask, Rendition, Target, TargetSpec, View
 from .pickled import read_tensors
+
+_TRAINED = {
+    r"student\.(blocks\..+)": r"\1",
+    r"branches\.[^.]+\.head\.output\.([wb])": r"blocks.output.conv.\1",
+}
+"""Tensors of an objective, and the official names of those that make up the encoder."""
 
 
 class Encoder(nn.Module):
@@ -44,8 +52,9 @@ class DVae(Teacher):
     """
 
     class Config(Teacher.Config):
-        """weights: the official encoder.pkl, read without running code, or a state dict of it (.pth, .safetensors);
-        None: random weights, for trials of the machinery only."""
+        """weights: the official encoder.pkl, read without running code, or a state dict of it (.pth, .safetensors), or the
+        weights folder of a dVAE that unimim trained (plugin unimim-dvae); None: random weights, for trials of the
+        machinery only."""
 
         name: Literal["dvae"] = "dvae"
         weights: str | None = None
@@ -89,10 +98,43 @@ class DVae(Teacher):
 
 
 def _load(encoder: Encoder, path: Path) -> None:
+    try:
+        tensors = _read_trained(path) if path.is_dir() else _read_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"teacher dvae: cannot read weights from {path}: {error}") from error
+    try:
+        encoder.load_state_dict(tensors)
+    except RuntimeError as error:
+        sizes = "vocab_size, num_hidden and blocks_per_group must be those of the weights"
+        raise ValueError(f"teacher dvae: {path} does not fit; {sizes}{_sizes(tensors)}: {error}") from error
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"teacher dvae: no weights at {path}; fetch DALL-E's encoder.pkl ahead of time")
-    try:
-        encoder.load_state_dict(load_file(path) if path.suffix == ".safetensors" else read_tensors(path))
-    except (RuntimeError, SafetensorError) as error:
-        sizes = "vocab_size, num_hidden and blocks_per_group"
-        raise ValueError(f"teacher dvae: {path} does not fit; {sizes} must be those of the weights: {error}") from error
+    return load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
+
+
+def _read_trained(folder: Path) -> dict[str, Tensor]:
+    """The encoder under its official names, out of what unimim.weights wrote: a student's blocks, a head's output."""
+    if not ((folder / "recipe.yaml").is_file() and (folder / "objective.safetensors").is_file()):
+        raise ValueError(
+            f"teacher dvae: {folder} is no whole weights folder; a run writes one, RUN/weights, at its end"
+        )
+    tensors = {}
+    for name, tensor in load_file(folder / "objective.safetensors").items():
+        for pattern, official in _TRAINED.items():
+            if re.fullmatch(pattern, name):
+                tensors[re.sub(pattern, official, name)] = tensor
+    if not {"blocks.input.w", "blocks.output.conv.w"} <= tensors.keys():
+        raise ValueError(f"teacher dvae: {folder} holds no dVAE; train one with the recipes of plugin unimim-dvae")
+    return tensors
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> str:
+    """What to set for these weights, as far as they tell."""
+    first, output = tensors.get("blocks.input.b"), tensors.get("blocks.output.conv.b")
+    if first is None or output is None:
+        return ""
+    blocks = {name.split(".")[2] for name in tensors if name.startswith("blocks.group_1.")}
+    return f" (vocab_size={len(output)} num_hidden={len(first)} blocks_per_group={len(blocks)})"
