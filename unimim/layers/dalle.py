@@ -27,7 +27,10 @@ class Conv(nn.Module):
         self.b = nn.Parameter(torch.zeros(num_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.w, self.b, padding=self.w.shape[-1] // 2)
+        w = self.w.flatten(1).view_as(
+            self.w
+        )  # its gradient is then laid out as w is, whatever x's layout: DDP asks for it
+        return F.conv2d(x, w, self.b, padding=self.w.shape[-1] // 2)
 
 
 class ConvBlock(nn.Module):
