@@ -11,8 +11,8 @@ from unimim.recipes.micro import micro_optimization
 
 DALLE = "openai/DALL-E @ 5be4b23, dall_e"
 UPDATES = 3_000_000
-TAU = "over the whole short training; hard by half of it, fewer codes had come into use"
-KL = "with 0.0005 a batch used 15 of 256 codes, with 0.01 about 50, at a slightly larger error (32 pixels, README)"
+TAU = "over the whole short training; hard by half of it, codes came into use more slowly (README)"
+KL = "with 0.0005 a batch used 15 of 256 codes, with 0.01 about 50 (32 pixels, README)"
 
 
 def dvae(size: str) -> Mapping[str, Any]:
