@@ -18,9 +18,8 @@ from ..training import build
 from ..types import TargetSpec
 from ..weights import check
 
-STUDENT, HEAD, COPY = "student.", "branches.mim.head.", "teachers.mim.copy."
-"""Where the student, and the head and momentum copy of the term `mim`, stand in an objective's state dict. Further terms
-of a recipe may bring no tensors of their own."""
+STUDENT, HEADS = "student.", "branches."
+"""Where the student and the heads of all terms stand in an objective's state dict."""
 
 UNTOLD = object()
 """The value of a recipe key that tensors cannot tell and an override must."""
@@ -56,18 +55,20 @@ class Importer(ABC):
 
     recipe: the registered recipe that says everything the tensors do not; its variant of their width is taken where
     there is one.  rules: {official name, a regular expression: name in Objective.state_dict()}.  ignored: {official
-    name, a regular expression: reason}.  prediction: official name of the vector as wide as the predictions.  complete:
-    where the head is to be found if the file has none.  momentum: the part of the file that holds the momentum teacher;
-    its tensors arrive as "<momentum>.<name>" and follow the same rules.
+    name, a regular expression: reason}.  prediction: official name of the vector as wide as the predictions of the term
+    `mim`, or {term: that name} of every term whose head has tensors.  complete: where the head is to be found if the file
+    has none.  momentum: the part of the file that holds the momentum teacher; its tensors arrive as "<momentum>.<name>" and
+    follow the same rules.  taught: the term whose teacher that is.
     """
 
     name: ClassVar[str]
     recipe: ClassVar[str]
     rules: ClassVar[Mapping[str, str]]
     ignored: ClassVar[Mapping[str, str]] = {}
-    prediction: ClassVar[str]
+    prediction: ClassVar[str | Mapping[str, str]]
     complete: ClassVar[str] = ""
     momentum: ClassVar[str] = ""
+    taught: ClassVar[str] = "mim"
     notes: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -103,7 +104,7 @@ class Importer(ABC):
         """
         state = self.adapt(state)
         loaded, ignored = self._rename(state)
-        headless = not any(name.startswith(HEAD) for name in loaded)
+        headless = not any(name.startswith(HEADS) for name in loaded)
         if headless and loaded and not allow_missing_head:
             hint = f"; {self.complete}" if self.complete else ""
             raise ValueError(f"no tensors of the head{hint}; or allow a missing head, which then starts afresh")
@@ -111,11 +112,11 @@ class Importer(ABC):
         loaded = {self.place(name, recipe): key for name, key in loaded.items()}
         tensors = {name: state[key].contiguous() for name, key in loaded.items()}
         notes = self.notes
-        if self.momentum and not any(name.startswith(COPY) for name in loaded):
-            tensors |= {COPY + name: tensor for name, tensor in tensors.items() if name.startswith(STUDENT)}
+        if self.momentum and not any(name.startswith(self._copy) for name in loaded):
+            tensors |= {self._copy + name: tensor for name, tensor in tensors.items() if name.startswith(STUDENT)}
             notes += (f"the file has no {self.momentum}: the momentum teacher starts as a copy of the student",)
-        wanted = self._wanted(recipe, 1 if headless else self._width(state))
-        fresh = tuple(name for name in wanted if headless and name.startswith(HEAD))
+        wanted = self._wanted(recipe, dict.fromkeys(self._predictions, 1) if headless else self._widths(state))
+        fresh = tuple(name for name in wanted if headless and name.startswith(HEADS))
         given = {name: wanted[name] for name in wanted if name not in fresh}
         check(given, tensors, f"not a checkpoint of {recipe.name!r}")
         return Imported(recipe, tensors, loaded, ignored | self._compare(state, recipe), fresh, notes)
@@ -132,7 +133,7 @@ class Importer(ABC):
             elif not copied:
                 loaded[name] = key
             elif name.startswith(STUDENT):
-                loaded[f"{COPY}{name}"] = key
+                loaded[f"{self._copy}{name}"] = key
             else:
                 ignored[key] = "the momentum teacher is a copy of the student alone"
         return loaded, ignored
@@ -164,20 +165,31 @@ class Importer(ABC):
         names = [name for name in (self.recipe, *sizes) if not name.endswith("-micro")]
         return next((name for name in names if load(name).data()["student"]["dim"] == dim), self.recipe)
 
-    def _width(self, state: Mapping[str, Tensor]) -> int:
-        need(state, self.prediction)
-        return len(state[self.prediction])
+    @property
+    def _copy(self) -> str:
+        """Where the momentum copy stands in an objective's state dict."""
+        return f"teachers.{self.taught}.copy."
 
-    def _wanted(self, recipe: Recipe, width: int) -> dict[str, Tensor]:
-        """The objective's tensors that a checkpoint should hold, as shapes: student, head, and the momentum copy."""
-        term = recipe.terms["mim"]
+    @property
+    def _predictions(self) -> Mapping[str, str]:
+        return {"mim": self.prediction} if isinstance(self.prediction, str) else self.prediction
+
+    def _widths(self, state: Mapping[str, Tensor]) -> dict[str, int]:
+        need(state, *self._predictions.values())
+        return {term: len(state[name]) for term, name in self._predictions.items()}
+
+    def _wanted(self, recipe: Recipe, widths: Mapping[str, int]) -> dict[str, Tensor]:
+        """The objective's tensors that a checkpoint should hold, as shapes: student, heads, and the momentum copy."""
         with torch.device("meta"):
             student = recipe.student.build()
-            loss = term.loss.build(TargetSpec(width, term.teacher.discrete))
-            head = term.head.build(student, loss.out_dim)
-        wanted = {STUDENT + name: tensor for name, tensor in student.state_dict().items()}
-        copied = {COPY + name: tensor for name, tensor in wanted.items()} if self.momentum else {}
-        return wanted | {HEAD + name: tensor for name, tensor in head.state_dict().items()} | copied
+            wanted = {STUDENT + name: tensor for name, tensor in student.state_dict().items()}
+            copied = {self._copy + name: tensor for name, tensor in wanted.items()} if self.momentum else {}
+            for name, width in widths.items():
+                term = recipe.terms[name]
+                loss = term.loss.build(TargetSpec(width, term.teacher.discrete))
+                head = term.head.build(student, loss.out_dim)
+                wanted |= {f"{HEADS}{name}.head.{part}": tensor for part, tensor in head.state_dict().items()}
+        return wanted | copied
 
     def _compare(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, str]:
         """{official name: reason} of the fixed tables, after checking that they are ours."""
