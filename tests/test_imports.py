@@ -12,22 +12,36 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "unimim"
-BASE = {"types", "schedule", "address", "world", "provenance", "plain", "terminal", "hooks", "loggers"}
+BASE = {
+    "types",
+    "schedule",
+    "address",
+    "world",
+    "provenance",
+    "plain",
+    "terminal",
+    "hooks",
+    "loggers",
+    "foreign",
+    "releases",
+}
 FAMILIES = {"students", "teachers", "norms", "heads", "losses", "masks", "views"}
-COMPOSED = BASE | {"registry", "axes", "layers", "recipe", "drift", "objective", "sampling"}
+COMPOSED = BASE | {"registry", "axes", "layers", "recipe", "drift", "health", "objective", "sampling"}
 JOINED = COMPOSED | FAMILIES | {"engine", "weights", "training"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in BASE},
-    "registry": {"schedule", "hooks", "loggers"},
+    "registry": {"schedule", "hooks", "loggers", "releases"},
     "axes": {"registry", "types", "schedule"},
     "layers": {"types", "world"},
     **{family: {"axes", "layers", "registry", *BASE} for family in FAMILIES},
     "recipes": {"provenance"},
-    "builtin": {"hooks", "recipes"},
+    "builtin": {"hooks", "recipes", "releases", "teachers"},
+    "fetching": {"releases"},
     "recipe": {"registry", "axes", "schedule", "types", "provenance", "plain", "hooks"},
     "drift": {"recipe"},
     "sampling": {"recipe", "axes", "types", "address"},
-    "objective": {"recipe", "axes", "layers", "registry", "types", "address"},
+    "health": {"recipe", "types"},
+    "objective": {"health", "recipe", "axes", "layers", "registry", "types", "address"},
     "schema": {"registry", "recipe", "hooks"},
     "scaffold": {"registry"},
     "engine": {"types", "schedule", "world", "address", "loggers", "terminal"},
@@ -39,7 +53,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": set(),
     "comparison": JOINED | {"evaluation", "report"},
     "testing": COMPOSED,
-    "cli": JOINED | {"evaluation", "report", "comparison", "importers", "schema", "scaffold", "replay", "recipes"},
+    "cli": JOINED
+    | {
+        "evaluation",
+        "report",
+        "comparison",
+        "importers",
+        "schema",
+        "scaffold",
+        "replay",
+        "recipes",
+        "releases",
+        "fetching",
+    },
     "__main__": {"cli"},
 }
 """What each module or folder of unimim may import of the others; itself, and the version, always."""

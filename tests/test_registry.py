@@ -81,6 +81,7 @@ BAD = {
     "other axis": (hook(losses={"double": Double}), "loss 'double': .* must be a subclass of unimim.Loss"),
     "not a class": (hook(norms={"seven": 7}), "norm 'seven': 7 must be a subclass of unimim.Norm"),
     "not a function": (hook(recipes={"mine": 7}), "recipe 'mine': 7 must be a function"),
+    "not a release": (hook(releases={"mine": {}}), "release 'mine': {} must be a unimim.Release"),
     "no address": (hook(norms={"far": "somewhere"}), "norm 'far': .* is not \"package.module:attribute\""),
 }
 

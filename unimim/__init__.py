@@ -14,6 +14,7 @@ _HOME = {
     "hookimpl": "hooks",
     "plugins": "registry",
     "Logger": "loggers",
+    "Release": "releases",
     "Component": "registry",
     "Teacher": "axes",
     "Norm": "axes",
@@ -45,6 +46,7 @@ _HOME = {
     "uniform": "address",
     "all_gather": "world",
     "all_reduce_sum": "world",
+    "local": "world",
     "paper": "provenance",
     "official": "provenance",
     "ours": "provenance",
@@ -67,6 +69,7 @@ __all__ = [
     "Query",
     "Recipe",
     "RecipeError",
+    "Release",
     "Rendition",
     "Sampling",
     "Schedule",
@@ -83,6 +86,7 @@ __all__ = [
     "all_reduce_sum",
     "hookimpl",
     "load",
+    "local",
     "official",
     "ours",
     "paper",
@@ -99,6 +103,7 @@ if TYPE_CHECKING:
     from .provenance import official, ours, paper
     from .recipe import Recipe, RecipeError, Term, load
     from .registry import Component, plugins
+    from .releases import Release
     from .sampling import Sampling
     from .schedule import Schedule
     from .types import (
@@ -115,7 +120,7 @@ if TYPE_CHECKING:
         TargetSpec,
         View,
     )
-    from .world import all_gather, all_reduce_sum
+    from .world import all_gather, all_reduce_sum, local
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 from .hooks import hookimpl
 from .recipes import Data, maskdistill, table1
+from .releases import Release
+from .teachers.releases import RELEASES
 
 
 @hookimpl
@@ -68,7 +70,12 @@ def unimim_masks() -> Mapping[str, str]:
 
 @hookimpl
 def unimim_views() -> Mapping[str, str]:
-    return {"crop": "unimim.views:Crop", "center": "unimim.views:Center"}
+    return {
+        "crop": "unimim.views:Crop",
+        "center": "unimim.views:Center",
+        "pair": "unimim.views:Pair",
+        "multi_crop": "unimim.views:MultiCrop",
+    }
 
 
 @hookimpl
@@ -90,3 +97,8 @@ def unimim_importers() -> Mapping[str, str]:
 @hookimpl
 def unimim_loggers() -> Mapping[str, str]:
     return {"tensorboard": "unimim.loggers:TensorBoard"}
+
+
+@hookimpl
+def unimim_releases() -> Mapping[str, Release]:
+    return RELEASES

@@ -18,7 +18,7 @@ AXES = {
     "views": "Views",
 }
 """The base class in `unimim` of each kind of component."""
-KINDS = (*AXES, "recipes", "importers", "loggers")
+KINDS = (*AXES, "recipes", "importers", "loggers", "releases")
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -77,4 +77,9 @@ class Hooks:
     @hookspec
     def unimim_loggers(self) -> Mapping[str, Target]:
         """Where scalars go beside metrics.jsonl: subclasses of `unimim.Logger`."""
+        raise AssertionError("a hook specification is never called")
+
+    @hookspec
+    def unimim_releases(self) -> Mapping[str, Target]:
+        """Released weights of teachers: each a `unimim.Release`."""
         raise AssertionError("a hook specification is never called")

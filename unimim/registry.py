@@ -31,6 +31,7 @@ from pydantic_core import core_schema
 
 from .hooks import AXES, KINDS, PROJECT, Hooks, Target
 from .loggers import Logger
+from .releases import Release
 from .schedule import Frozen
 
 PLACE = "x-component"
@@ -149,6 +150,8 @@ class Entry:
         if self.kind == "loggers":
             good = isinstance(found, type) and issubclass(found, Logger)
             return "" if good else "must be a subclass of unimim.Logger"
+        if self.kind == "releases":
+            return "" if isinstance(found, Release) else "must be a unimim.Release"
         if self.kind not in AXES:
             return ""
         axis = AXES[self.kind]
@@ -172,6 +175,8 @@ class Entry:
     @property
     def summary(self) -> str:
         """First line of the docstring, read without importing the module where that is possible."""
+        if isinstance(self.target, Release):
+            return self.target.about
         if not isinstance(self.target, str):
             written = self.target.__doc__
             return written.strip().partition("\n")[0] if isinstance(written, str) else ""

@@ -69,7 +69,7 @@ def test_list_of_an_unknown_kind(unimim: Unimim) -> None:
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == (
         "error: unknown kind 'recips', did you mean 'recipes'?; kinds: teachers, norms, students, heads, losses, masks, "
-        "views, recipes, importers, loggers\n"
+        "views, recipes, importers, loggers, releases\n"
     )
 
 

@@ -106,6 +106,11 @@ TOYS: Mapping[str, Mapping[str, list[Any]]] = {
     "views": {
         "crop": ["crop", {"name": "crop", "scale": [0.08, 1], "jitter": 0.4}],
         "center": ["center", {"name": "center", "share": 0.9}],
+        "pair": [
+            {"name": "pair", "crops": "shared", "other": {"jitter": 0.8, "grey": 0.2, "blur": 0.5, "solarize": 0.2}},
+            {"name": "pair", "main": {"blur": 1}, "other": {"jitter": 1, "hue": 0}},
+        ],
+        "multi_crop": [{"name": "multi_crop", "num_focal": 3, "focal_size": 8, "colors": {"jitter": 0.8}}],
     },
 }
 """Small settings of every registered component that differ in what they compute."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from unimim import Geometry, View
 from unimim.teachers.timm import Timm
 
 GEOMETRY = Geometry((64, 64), (4, 4), 16)
+
+
+IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def make(model: str, geometry: Geometry = GEOMETRY, **config: Any) -> Timm:
@@ -135,6 +140,88 @@ def test_checkpoint_is_resampled_to_the_grid(tmp_path: Path, suffix: str) -> Non
     assert_close(teacher.model.pos_embed, expected)
 
 
+def layout(family: str, model: torch.nn.Module) -> dict[str, Any]:
+    """A training checkpoint as MoCo v3 and SLIP write theirs, with `model` as its image encoder."""
+    own, torso = model.state_dict(), {"layer1.weight": torch.ones(4, 4)}
+    other = {name: torch.zeros_like(value) for name, value in own.items()}
+    parts = {
+        "MoCo v3": {
+            "base_encoder": own | {"head.0.weight": torch.ones(4, 64)},
+            "momentum_encoder": other,
+            "predictor": torso,
+        },
+        "SLIP": {"visual": own, "transformer": {"resblocks.0.ln_1.bias": torch.ones(4)}, "image_mlp": torso},
+        "SimCLR": {"visual": own, "image_mlp": torso},
+    }[family]
+    state = {f"module.{part}.{name}": value for part, names in parts.items() for name, value in names.items()}
+    if family == "SLIP":
+        state |= {"module.image_projection": torch.ones(4, 4), "module.logit_scale": torch.ones(())}
+    rest = {
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(4)}}, "param_groups": [{"lr": 0.1}]},
+        "scaler": {"scale": 2.0},
+    }
+    args = (
+        {} if family == "MoCo v3" else {"args": argparse.Namespace(output_dir=Path("/checkpoint/1")), "best_acc1": -1}
+    )
+    return {"epoch": 300, "state_dict": state, **rest, **args}
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "prefix", "label"),
+    [
+        ("MoCo v3", "vit-b-300ep.pth.tar", "module.base_encoder.", "MoCov3"),
+        ("MoCo v3", "vit-b-300ep.pth.tar", "base_encoder.", "MoCov3"),
+        ("SLIP", "slip_base_100ep.pt", "module.visual.", "SLIP"),
+        ("SimCLR", "simclr_base_25ep.pt", "module.visual.", "SimCLR"),
+        ("SLIP", "renamed.pt", "visual.", "test_vit"),
+    ],
+)
+def test_official_training_checkpoints(family: str, file: str, prefix: str, label: str, tmp_path: Path) -> None:
+    """The features are those of the model that the file was made from, positions and all."""
+    source = make("test_vit", Geometry((160, 160), (10, 10), 16), **IMAGENET)
+    torch.save(layout(family, source.model), tmp_path / file)
+    found = make("test_vit", source.geometry, checkpoint=str(tmp_path / file), prefix=prefix, **IMAGENET)
+    assert found.config.label == label
+    view = seen_by(source)
+    assert found(view).tokens.equal(source(view).tokens)
+    assert found.model.pos_embed.equal(source.model.pos_embed)
+
+
+def test_a_part_that_is_elsewhere_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "vit-b-300ep.pth.tar"
+    torch.save(layout("MoCo v3", timm.create_model("test_vit", num_classes=0)), path)
+    for prefix in ("", "module.bas.", "predictor."):
+        with pytest.raises(
+            ValueError, match=r"set teacher.prefix=base_encoder\. or teacher.prefix=momentum_encoder\.$"
+        ):
+            make("test_vit", checkpoint=str(path), prefix=prefix, **IMAGENET)
+
+
+@pytest.mark.parametrize("family", ["MoCo v3", "SLIP"])
+def test_twelve_heads_and_pixel_statistics_that_no_tensor_tells(family: str, tmp_path: Path) -> None:
+    described = {
+        "architecture": "vit_small_patch16_224",
+        "model_args": {"depth": 1, "img_size": 64},
+        "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    small = f"local-dir:{tmp_path}"
+    source = make(small, num_heads=12, **IMAGENET)
+    path = tmp_path / "small.pth.tar"
+    torch.save(layout(family, source.model), path)
+    given: dict[str, Any] = {"checkpoint": str(path), "prefix": "visual." if family == "SLIP" else "base_encoder."}
+    both = r"file of .*set teacher.num_heads=12 teacher.mean=\[0.485,0.456,0.406\] teacher.std=\[0.229,0.224,0.225\]$"
+    with pytest.raises(ValueError, match=both):
+        make(small, **given)
+    with pytest.raises(ValueError, match=r"set teacher.num_heads=12$"):
+        make(small, **given, **IMAGENET)
+    view = seen_by(source)
+    assert make(small, num_heads=12, **given, **IMAGENET)(view).tokens.equal(source(view).tokens)
+    six = make(small, **IMAGENET)
+    six.model.load_state_dict(source.model.state_dict())
+    assert (six(view).tokens - source(view).tokens).abs().max() > 1e-3
+
+
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no checkpoint at .*absent\.pth"):
         make("test_vit", checkpoint=str(tmp_path / "absent.pth"))
@@ -167,6 +254,8 @@ def test_hostile_checkpoint_is_refused_without_running(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "config", "message"),
     [
+        ("test_vit", {"num_heads": 7}, "is 64 wide, which does not divide into num_heads 7; its own are 2"),
+        ("test_resnet", {"num_heads": 2, "feature": "raw"}, "no attention heads to count; unset num_heads"),
         ("test_vitt", {}, "unknown model 'test_vitt', did you mean 'test_vit'"),
         ("vit_base_patch16_224.dinosaur", {}, r"unknown weights; known: .*vit_base_patch16_224\.dino,"),
         ("test_resnet", {}, "no final norm for single tokens; set feature: raw"),
@@ -208,6 +297,10 @@ def test_fields_that_contradict_each_other() -> None:
         Timm.Config(model="test_vit", last=3)
     with pytest.raises(ValidationError, match="it has no block"):
         Timm.Config(model="test_vit", feature="mean", last=3, block=2)
+    with pytest.raises(ValidationError, match="give its file as checkpoint"):
+        Timm.Config(model="test_vit", prefix="module.visual.")
+    with pytest.raises(ValidationError, match="std must be positive"):
+        Timm.Config(model="test_vit", std=(1, 0, 1))
 
 
 def test_without_a_network_the_error_says_what_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ _HOME = {
     "SWIN_ENCODER": "swin",
     "SWIN_IGNORED": "swin",
     "swin_encoder": "swin",
-    "read_checkpoint": "official",
+    "read_checkpoint": ".foreign",
+    "read_weights": ".weights",
     "export_timm": "timm",
     "convert": "commands",
     "export": "commands",
@@ -81,15 +82,17 @@ __all__ = [
     "position_index",
     "ratio",
     "read_checkpoint",
+    "read_weights",
     "swin_encoder",
     "under",
 ]
 
 if TYPE_CHECKING:
+    from ..foreign import read_checkpoint
+    from ..weights import read_weights
     from .base import UNTOLD, Imported, Importer, need
     from .commands import convert, export
     from .mae import DECODER, decoder, decoder_positions
-    from .official import read_checkpoint
     from .swin import SWIN_ENCODER, SWIN_IGNORED, swin_encoder
     from .timm import export_timm
     from .vit import (

@@ -57,8 +57,9 @@ class Importer(ABC):
     there is one.  rules: {official name, a regular expression: name in Objective.state_dict()}.  ignored: {official
     name, a regular expression: reason}.  prediction: official name of the vector as wide as the predictions of the term
     `mim`, or {term: that name} of every term whose head has tensors.  complete: where the head is to be found if the file
-    has none.  momentum: the part of the file that holds the momentum teacher; its tensors arrive as "<momentum>.<name>" and
-    follow the same rules.  taught: the term whose teacher that is.
+    has none.  momentum: the part of the file that holds the momentum teacher; its tensors arrive as "<momentum>.<name>"
+    and follow the same rules, after rules for such a name itself. Where they stand among the others instead, rules name
+    them as the objective does, teachers.<term>.copy.  taught: the term whose teacher that is.
     """
 
     name: ClassVar[str]
@@ -110,33 +111,51 @@ class Importer(ABC):
             raise ValueError(f"no tensors of the head{hint}; or allow a missing head, which then starts afresh")
         recipe = self._describe(state, overrides)
         loaded = {self.place(name, recipe): key for name, key in loaded.items()}
+        wanted = self._wanted(recipe, dict.fromkeys(self._predictions, 1) if headless else self._widths(state))
+        for name in [name for name in loaded if name.startswith(f"{self._copy}head.") and name not in wanted]:
+            ignored[loaded.pop(name)] = "the momentum teacher does without it"
         tensors = {name: state[key].contiguous() for name, key in loaded.items()}
         notes = self.notes
-        if self.momentum and not any(name.startswith(self._copy) for name in loaded):
-            tensors |= {self._copy + name: tensor for name, tensor in tensors.items() if name.startswith(STUDENT)}
-            notes += (f"the file has no {self.momentum}: the momentum teacher starts as a copy of the student",)
-        wanted = self._wanted(recipe, dict.fromkeys(self._predictions, 1) if headless else self._widths(state))
-        fresh = tuple(name for name in wanted if headless and name.startswith(HEADS))
+        followed = {name: self._followed(name) for name in wanted if name.startswith(self._copy)}
+        if followed and not any(name.startswith(self._copy) for name in loaded):
+            tensors |= {name: tensors[source] for name, source in followed.items() if source in tensors}
+            part = self.momentum or "momentum teacher"
+            notes += (f"the file has no {part}: the momentum teacher starts as a copy of the student",)
+        fresh = tuple(name for name in wanted if headless and followed.get(name, name).startswith(HEADS))
         given = {name: wanted[name] for name in wanted if name not in fresh}
         check(given, tensors, f"not a checkpoint of {recipe.name!r}")
         return Imported(recipe, tensors, loaded, ignored | self._compare(state, recipe), fresh, notes)
 
     def _rename(self, state: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, str]]:
         """{our name: official name} and {official name: reason}; every official name is in one of them."""
-        loaded, ignored = {}, {}
+        loaded, ignored, head = {}, {}, f"{HEADS}{self.taught}.head."
         for key in state:
             copied = bool(self.momentum) and key.startswith(f"{self.momentum}.")
             bare = key.removeprefix(f"{self.momentum}.") if copied else key
-            name = apply(self.rules, bare)
+            name = (apply(self.rules, key) if copied else None) or apply(self.rules, bare)
             if name is None:
                 ignored[key] = apply(self.ignored, bare) or f"unknown to importer {self.name!r}"
-            elif not copied:
+            elif not copied or name.startswith(self._copy):
                 loaded[name] = key
-            elif name.startswith(STUDENT):
-                loaded[f"{self._copy}{name}"] = key
+            elif name.startswith((STUDENT, head)):
+                loaded[f"{self._copy}{name.replace(head, 'head.')}"] = key
             else:
-                ignored[key] = "the momentum teacher is a copy of the student alone"
+                ignored[key] = "the momentum teacher does without it"
         return loaded, ignored
+
+    @property
+    def _copy(self) -> str:
+        """Where the momentum copy stands in an objective's state dict."""
+        return f"teachers.{self.taught}.copy."
+
+    def _followed(self, name: str) -> str:
+        """The tensor that one of the momentum copy follows."""
+        part = name.removeprefix(self._copy)
+        return part if part.startswith(STUDENT) else f"{HEADS}{self.taught}.{part}"
+
+    @property
+    def _predictions(self) -> Mapping[str, str]:
+        return {"mim": self.prediction} if isinstance(self.prediction, str) else self.prediction
 
     def _describe(self, state: Mapping[str, Tensor], overrides: Sequence[str]) -> Recipe:
         """The recipe whose network has these tensors."""
@@ -165,31 +184,27 @@ class Importer(ABC):
         names = [name for name in (self.recipe, *sizes) if not name.endswith("-micro")]
         return next((name for name in names if load(name).data()["student"]["dim"] == dim), self.recipe)
 
-    @property
-    def _copy(self) -> str:
-        """Where the momentum copy stands in an objective's state dict."""
-        return f"teachers.{self.taught}.copy."
-
-    @property
-    def _predictions(self) -> Mapping[str, str]:
-        return {"mim": self.prediction} if isinstance(self.prediction, str) else self.prediction
-
     def _widths(self, state: Mapping[str, Tensor]) -> dict[str, int]:
         need(state, *self._predictions.values())
         return {term: len(state[name]) for term, name in self._predictions.items()}
 
     def _wanted(self, recipe: Recipe, widths: Mapping[str, int]) -> dict[str, Tensor]:
         """The objective's tensors that a checkpoint should hold, as shapes: student, heads, and the momentum copy."""
+        taught = any(rule.startswith(self._copy) for rule in self.rules.values()) or bool(self.momentum)
         with torch.device("meta"):
             student = recipe.student.build()
             wanted = {STUDENT + name: tensor for name, tensor in student.state_dict().items()}
-            copied = {self._copy + name: tensor for name, tensor in wanted.items()} if self.momentum else {}
             for name, width in widths.items():
                 term = recipe.terms[name]
                 loss = term.loss.build(TargetSpec(width, term.teacher.discrete))
                 head = term.head.build(student, loss.out_dim)
                 wanted |= {f"{HEADS}{name}.head.{part}": tensor for part, tensor in head.state_dict().items()}
-        return wanted | copied
+                if taught and name == self.taught and not term.teacher.reloads:
+                    teacher = term.teacher.build(student.geometry)
+                    teacher.bind(student, head)
+                    held = {f"teachers.{name}.{part}": tensor for part, tensor in teacher.state_dict().items()}
+                    wanted |= {part: tensor for part, tensor in held.items() if part.startswith(self._copy)}
+        return wanted
 
     def _compare(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, str]:
         """{official name: reason} of the fixed tables, after checking that they are ours."""

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from .. import weights
 from ..axes import Student
 from ..engine.checkpoint import Checkpoints
+from ..foreign import choose, read_parts
 from ..recipe import Recipe, load
 from ..registry import did_you_mean, plugins
 from .base import Importer
-from .official import choose, read_parts
 from .timm import export_timm
 
 EXPORTS = {"timm": export_timm}

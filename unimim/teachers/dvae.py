@@ -143,7 +143,7 @@ class DVae(Teacher):
 
 def _load(encoder: Encoder, path: Path) -> None:
     if not path.is_file():
-        raise ValueError(f"teacher dvae: no weights at {path}; fetch DALL-E's encoder.pkl ahead of time")
+        raise ValueError(f"teacher dvae: no weights at {path}; fetch DALL-E's: unimim teachers fetch dvae --to DIR")
     try:
         encoder.load_state_dict(load_file(path) if path.suffix == ".safetensors" else read_tensors(path))
     except (RuntimeError, SafetensorError) as error:

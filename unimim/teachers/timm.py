@@ -1,4 +1,4 @@
-"""Any timm model as a teacher: DINO, MAE, BEiT, supervised ViTs, ResNets."""
+"""Any timm model as a teacher: DINO, MAE, BEiT, MoCo v3, SLIP, SimCLR, supervised ViTs, ResNets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..axes import Teacher
+from ..foreign import choose, read_parts
 from ..registry import did_you_mean
 from ..types import Geometry, Mask, Rendition, Target, TargetSpec, View
 
 _LABELS = {
+    "base_encoder.": "MoCov3",
+    "momentum_encoder.": "MoCov3",
+    "simclr": "SimCLR",
+    "slip": "SLIP",
     "dinov3": "DINOv3",
     "dinov2": "DINOv2",
     "dino": "DINO",
@@ -27,7 +32,11 @@ _LABELS = {
     "deit": "DeiT",
     "resnet": "ResNet",
 }
-"""Table 1's word for the first of these that the model's name contains."""
+"""Tables 1 and 8's word for the first of these that the name contains: the model's, or prefix and file name of a part."""
+_FAMILIES = {"momentum_encoder.": "MoCo v3", "image_mlp.": "SLIP", "image_projection": "SLIP"}
+"""What only these projects' files hold. Their small ViT has 12 heads (timm's: 6), their pixels ImageNet's statistics."""
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and std of its [0, 1] RGB."""
 
 
 class Timm(Teacher):
@@ -42,21 +51,41 @@ class Timm(Teacher):
         """model: a timm name, with its tag ("vit_base_patch16_224.dino"), "hf-hub:owner/name" or "local-dir:folder".
         checkpoint: a file of weights for it (.safetensors, or .pth read without running code), instead of `pretrained`.
         Every weight of the model must be in it; classifiers and decoders beside them are ignored.
+        prefix: before the names of the model's weights in that file: "module.base_encoder." in MoCo v3's files,
+        "module.visual." in those of SLIP (facebookresearch/SLIP, which also brings SimCLR and CLIP).
+        num_heads: of the ViT, where it is not timm's: 12 in MoCo v3's and SLIP's ViT-S, whose weights fit 6 as well.
         feature: "normed", after the model's final norm; "raw", as the block leaves it; or "mean" of the `last` raw
         blocks. block: which one, 0-based, negative from the end; in a ResNet, the stem is 0 and the stages are 1 to 4.
         layer_norm_each: a parameter-free layer norm of each block before their mean.
         precision: of weights and computation, outside autocast. Tokens come back as float32.
+        mean, std: statistics of [0, 1] RGB; None is the model's own. Foreign weights may have been trained with others.
         """
 
         name: Literal["timm"] = "timm"
         model: str
         pretrained: bool = True
         checkpoint: str | None = None
+        prefix: str = Field("", max_length=256)
+        num_heads: int | None = Field(None, ge=1, le=2**10)
         feature: Literal["normed", "raw", "mean"] = "normed"
         block: int = -1
         last: int = Field(1, ge=1, le=1024)
         layer_norm_each: bool = False
         precision: Literal["float32", "bfloat16"] = "float32"
+        mean: tuple[float, float, float] | None = None
+        std: tuple[float, float, float] | None = None
+
+        @model_validator(mode="after")
+        def _positive(self) -> Timm.Config:
+            if self.std is not None and min(self.std) <= 0:
+                raise ValueError(f"std must be positive, not {self.std}")
+            return self
+
+        @model_validator(mode="after")
+        def _part_of_a_file(self) -> Timm.Config:
+            if self.prefix and self.checkpoint is None:
+                raise ValueError(f"prefix {self.prefix!r} names a part of checkpoint; give its file as checkpoint")
+            return self
 
         @model_validator(mode="after")
         def _mean_only(self) -> Timm.Config:
@@ -72,7 +101,8 @@ class Timm(Teacher):
 
         @property
         def label(self) -> str:
-            return next((label for part, label in _LABELS.items() if part in self.model), self.model)
+            name = f"{self.prefix}{Path(self.checkpoint or '').name}" if self.prefix else self.model
+            return next((label for part, label in _LABELS.items() if part in name), self.model)
 
     mean: Tensor
     std: Tensor
@@ -82,21 +112,25 @@ class Timm(Teacher):
         super().__init__()
         self.config, self.geometry = config, geometry
         _check_name(config)
+        _check_heads(config)
         model = _create(config, pretrained=False)
         self.blocks, stride, dim = _plan(model, config, geometry)
+        pixels = import_module("timm.data").resolve_model_data_config(model)
+        mean, std = config.mean or pixels["mean"], config.std or pixels["std"]
         if config.checkpoint is not None:
-            _load(model, config.checkpoint)
+            state = _read(Path(config.checkpoint))
+            _check_family(state, model, mean, std)
+            _load(model, state, config)
         elif config.pretrained:
             model = _create(config, pretrained=True)
         size = geometry.grid[0] * stride, geometry.grid[1] * stride
         if hasattr(model, "set_input_size"):
             model.set_input_size(img_size=size)
         self.model = model.to(getattr(torch, config.precision))
-        pixels = import_module("timm.data").resolve_model_data_config(model)
         self.rendition = Rendition(size, "bilinear" if pixels["interpolation"] == "bilinear" else "bicubic")
         self.spec = TargetSpec(dim)
-        self.register_buffer("mean", torch.tensor(pixels["mean"]).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(pixels["std"]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, view: View, mask: Mask | None = None) -> Target:
         """tokens (B, N, dim), and image (B, 1, dim) from models with a class token; float32."""
@@ -151,10 +185,27 @@ def _check_name(config: Timm.Config) -> None:
         )
 
 
+def _check_heads(config: Timm.Config) -> None:
+    """The model has heads, and its width divides into as many as are asked for."""
+    if config.num_heads is None:
+        return
+    with torch.device("meta"):
+        model = _create(config.model_copy(update={"num_heads": None}), pretrained=False)
+    attention: Any = getattr(next(iter(getattr(model, "blocks", ())), None), "attn", None)
+    if not hasattr(attention, "num_heads"):
+        raise ValueError(f"teacher timm: {config.model!r} has no attention heads to count; unset num_heads")
+    if model.embed_dim % config.num_heads:
+        raise ValueError(
+            f"teacher timm: {config.model!r} is {model.embed_dim} wide, which does not divide into num_heads "
+            f"{config.num_heads}; its own are {attention.num_heads}"
+        )
+
+
 def _create(config: Timm.Config, pretrained: bool) -> Any:
     timm: Any = import_module("timm")
+    heads = {} if config.num_heads is None else {"num_heads": config.num_heads}
     try:
-        return timm.create_model(config.model, pretrained=pretrained, num_classes=0)
+        return timm.create_model(config.model, pretrained=pretrained, num_classes=0, **heads)
     except Exception as error:  # whatever the hub client, the file or the constructor raises
         weights = "the weights of " if pretrained else ""
         raise ValueError(
@@ -186,17 +237,61 @@ def _plan(model: nn.Module, config: Timm.Config, geometry: Geometry) -> tuple[li
     return blocks, info[blocks[0]]["reduction"], info[blocks[0]]["num_chs"]
 
 
-def _load(model: nn.Module, path: str) -> None:
-    """Weights of a file into `model`, at the model's own input size."""
-    if not Path(path).is_file():
+def _read(path: Path) -> dict[str, Tensor]:
+    """Everything a file holds of weights, their average where it has one; no code of it is run."""
+    if not path.is_file():
         raise ValueError(f"teacher timm: no checkpoint at {path}")
     try:
-        state = import_module("timm.models").load_state_dict(path, weights_only=True)
-        rename = getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None)
-        state = rename(state, model) if rename else state
-        absent = model.load_state_dict(state, strict=False).missing_keys
-    except Exception as error:  # whatever a damaged or foreign file raises
+        parts = read_parts(path)
+        averaged = next((parts[name] for name in ("state_dict_ema", "model_ema") if name in parts), None)
+        return averaged or choose(parts, None, path)
+    except ValueError as error:
         raise ValueError(f"teacher timm: cannot read checkpoint {path}: {error}") from error
+
+
+def _check_family(state: Mapping[str, Tensor], model: Any, *pixels: tuple[float, ...]) -> None:
+    """What files of known projects do not tell is set as they had it: the features would be wrong, and nothing else."""
+    family = next((name for part, name in _FAMILIES.items() if any(key.startswith(part) for key in state)), None)
+    if family is None:
+        return
+    settings = []
+    if getattr(model, "embed_dim", 0) == 384 and model.blocks[0].attn.num_heads != 12:
+        settings.append("teacher.num_heads=12")
+    if pixels != _IMAGENET:
+        mean, std = (",".join(map(str, values)) for values in _IMAGENET)
+        settings.append(f"teacher.mean=[{mean}] teacher.std=[{std}]")
+    if settings:
+        raise ValueError(
+            f"teacher timm: a file of {family} was trained otherwise than timm's model computes, which its tensors do "
+            f"not tell; set {' '.join(settings)}"
+        )
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], config: Timm.Config) -> None:
+    """The weights below the prefix into `model`, at the model's own input size."""
+    prefixes = (
+        config.prefix,
+        config.prefix.removeprefix("module."),
+    )  # the one of DataParallel is off where all have it
+    prefix = next((each for each in prefixes if any(name.startswith(each) for name in state)), config.prefix)
+    part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    rename = getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    try:
+        renamed = rename(part, model) if rename and part else part
+        absent = model.load_state_dict(renamed, strict=False).missing_keys
+    except Exception as error:  # whatever a damaged or foreign file raises
+        raise ValueError(f"teacher timm: cannot read checkpoint {config.checkpoint}: {error}") from error
     if absent:
         listed = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-        raise ValueError(f"teacher timm: checkpoint {path} lacks {len(absent)} weights of the model: {listed}")
+        found = " or ".join(f"teacher.prefix={each}" for each in _prefixes(model, state))
+        raise ValueError(
+            f"teacher timm: checkpoint {config.checkpoint} lacks {len(absent)} weights of the model: {listed}"
+            + (f"; it has all of them elsewhere, set {found}" if found else "")
+        )
+
+
+def _prefixes(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """What stands before the names of all of the model's weights, wherever a file holds them."""
+    names = [*model.state_dict()]
+    starts = {name.removesuffix(names[0]) for name in state if name.endswith(names[0])}
+    return sorted(start for start in starts if all(start + name in state for name in names))

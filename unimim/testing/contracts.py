@@ -192,7 +192,8 @@ def check_student(student: Named) -> None:
             _check_blind(must, built, view, mask)
     nothing = Mask.from_hidden(torch.zeros(2, geometry.num_tokens, dtype=torch.bool), 0)
     idle = built(view, nothing).tokens if config.can_hide else whole
-    same = idle.shape != whole.shape or _difference(idle, whole) < 1e-4
+    other = geometry.masked is not None  # tokens of a masked image are another part's
+    same = other or idle.shape != whole.shape or _difference(idle, whole) < 1e-4
     must(same, "a mask that hides nothing must change nothing; look for positions that move when patches are dropped")
     encoded = built.train()(view, _mask(geometry) if config.can_hide else None)
     torch.autograd.backward(_weighted(encoded.tokens) + _weighted(encoded.prefix))
@@ -281,6 +282,8 @@ def check_head(head: Named, student: Named = TOY, out_dim: int = 5) -> None:
         _check_predictions(must, preds, (batch, count, out_dim), "at hidden positions")
         image = _predict(built, encoded, ask(None))
         _check_predictions(must, image, (batch, 1, out_dim), "of the image (query.index None)")
+        copied = _all(built.momentum_copy().target(encoded, ask(None)))
+        _check_predictions(must, copied, (batch, 1, out_dim), "of its momentum copy (target)")
         classed = _predict(built, encoded, ask(index, include_class=True))
         _check_predictions(must, classed, (batch, count + 1, out_dim), "with include_class")
         moved = _predict(built, encoded, ask(index[:, order]))
@@ -409,7 +412,8 @@ def check_views(views: Named, size: Size = (16, 24)) -> None:
         must(torch.equal(image, given), "it must not write into the image it is given")
         must(sorted(made) == sorted(config.names), f"its Config promises views {config.names}, but it made {(*made,)}")
         for name, view in made.items():
-            _check_view(must, name, view, size, renditions)
+            own = config.size_of(name, size)
+            _check_view(must, name, view, own, renditions if own == size else ())
             same = all(torch.equal(a, b) for a, b in zip(_cuts(view), _cuts(again[name]), strict=True))
             must(same, f"view {name!r} must be drawn from the generator it is given and from nothing else")
 

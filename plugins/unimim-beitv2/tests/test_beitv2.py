@@ -269,3 +269,13 @@ def test_reads_rgb_alone() -> None:
 def test_a_student_too_shallow_is_refused_before_anything_is_built() -> None:
     with pytest.raises(ValueError, match=r"head reads blocks \[8, 11\], but student 'vit' has blocks 0 to 5"):
         load("beitv2", ["student.depth=6"])
+
+
+def test_released_tokenizers_are_those_of_the_recipe() -> None:
+    found = {name: plugins()["releases"][name] for name in ("vqkd", "vqkd-1x", "vqkd-dino")}
+    assert len({release.file for release in found.values()}) == 3
+    for release in found.values():
+        teacher = load("beitv2", release.words(Path("weights") / release.file)).terms["mim"].teacher
+        assert teacher == load("beitv2").terms["mim"].teacher.model_copy(
+            update={"checkpoint": f"weights/{release.file}"}
+        )

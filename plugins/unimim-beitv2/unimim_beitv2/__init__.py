@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from unimim import hookimpl
+from unimim import Release, hookimpl
 
 from .recipes import RECIPES
+from .releases import RELEASES
 
 
 @hookimpl
@@ -17,7 +18,7 @@ def unimim_teachers() -> Mapping[str, str]:
 
 @hookimpl
 def unimim_heads() -> Mapping[str, str]:
-    return {"aggregation": "unimim_beitv2.aggregation:Aggregation"}
+    return {"aggregation": "unimim_beitv2.aggregation:Aggregation", "vqkd": "unimim_beitv2.quantizer:Quantizer"}
 
 
 @hookimpl
@@ -27,4 +28,9 @@ def unimim_recipes() -> Mapping[str, Callable[[], Mapping[str, Any]]]:
 
 @hookimpl
 def unimim_importers() -> Mapping[str, str]:
-    return {"beitv2": "unimim_beitv2.importer:BEiTv2"}
+    return {"beitv2": "unimim_beitv2.importer:BEiTv2", "vqkd": "unimim_beitv2.importer:VQKD"}
+
+
+@hookimpl
+def unimim_releases() -> Mapping[str, Release]:
+    return RELEASES

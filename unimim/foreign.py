@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import safetensors
@@ -17,13 +17,15 @@ from torch import Tensor
 
 PARTS = ("model", "model_state", "state_dict", "module", "model_ema")
 """Keys under which training scripts keep their weights, the first that is there being the default."""
+_HARMLESS: list[Any] = [argparse.Namespace, (PurePosixPath, "pathlib.PosixPath")]
+"""What may be built beside tensors and plain values; a path only as a name."""
 
 
 def read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
     """{part: {name: tensor}} of a .safetensors or torch file, on the CPU; a bare state dict is the part "".
 
-    Torch files are read with weights_only: tensors, plain values and argparse.Namespace (the `args` of the official
-    scripts) are all they may hold. ValueError for anything else, and for files without tensors.
+    Torch files are read with weights_only: tensors, plain values, and the `args` of the official scripts, an
+    argparse.Namespace with paths in it, are all they may hold. ValueError for anything else, and for files without tensors.
     """
     if not path.is_file():
         raise ValueError(f"no file {path}")
@@ -71,7 +73,7 @@ def _safetensors(path: Path) -> Any:
 
 def _torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # a plain pickle; its refusal is said below
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the restricted reader raises whatever a damaged file leads it to

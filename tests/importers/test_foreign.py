@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from unimim.foreign import read_parts
 from unimim.importers import read_checkpoint
-from unimim.importers.official import read_parts
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3)}
 
