@@ -23,7 +23,6 @@ class ConMIM(Importer):
     }
     prediction = "projectors.6.weight"
     momentum = "model_copy"
-    momentum_head = True
     notes = (
         "official runs write two files with the same names inside: checkpoint-N.pth, the student, and checkpoint_copy-N.pth, "
         "the momentum teacher, which official fine-tuning loads; to go on training put both into one file, as parts model and "
