@@ -10,6 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 from unimim import Recipe, load, plugins
@@ -103,17 +104,14 @@ def main() -> None:
     file = Path(__file__).with_name("results.jsonl")
     results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     names = options.recipes or [f"{name}-micro" for name in plugins()["recipes"] if load(name).row]
-    for name in names:
-        for data in IMAGES:
-            small = data != "shapes:train=4800,val=100"
-            for seed in SEEDS:
-                clip = options.out / f"clip-{'32' if small else '64'}"
-                changed = load(name, overrides(name, IMAGES[data], small, seed, clip)).hash
-                if any(result["hash"] == changed for result in results):
-                    continue
-                results = [r for r in results if (r["recipe"], r["data"], r["seed"]) != (name, data, seed)]
-                results.append(measure(name, data, options.cifar if small else data, small, seed, options.out, clip))
-                file.write_text("".join(json.dumps(result) + "\n" for result in results))
+    for seed, name, data in product(SEEDS, names, IMAGES):
+        small = data != "shapes:train=4800,val=100"
+        clip = options.out / f"clip-{'32' if small else '64'}"
+        changed = load(name, overrides(name, IMAGES[data], small, seed, clip)).hash
+        if not any(result["hash"] == changed for result in results):
+            results = [r for r in results if (r["recipe"], r["data"], r["seed"]) != (name, data, seed)]
+            results.append(measure(name, data, options.cifar if small else data, small, seed, options.out, clip))
+            file.write_text("".join(json.dumps(result) + "\n" for result in results))
     print(f"{table(results)}\n\n{health(results)}")
 
 

@@ -115,7 +115,7 @@ class SelfTeacher(Teacher):
             target = parts["head"].target(encoded, Query(index))
         else:
             target = encoded.tokens
-        image = encoded.prefix[:, :1] if prefix else None
+        image = encoded.prefix[:, :1] if prefix and self.config.head == "none" else None
         return Target(self._dense(target, encoded.index), image)
 
     def _complement(self, mask: Mask | None) -> Mask | None:

@@ -112,13 +112,13 @@ class Timm(Teacher):
         super().__init__()
         self.config, self.geometry = config, geometry
         _check_name(config)
+        state = None if config.checkpoint is None else _read(Path(config.checkpoint))
         _check_heads(config)
         model = _create(config, pretrained=False)
         self.blocks, stride, dim = _plan(model, config, geometry)
         pixels = import_module("timm.data").resolve_model_data_config(model)
         mean, std = config.mean or pixels["mean"], config.std or pixels["std"]
-        if config.checkpoint is not None:
-            state = _read(Path(config.checkpoint))
+        if state is not None:
             _check_family(state, model, mean, std)
             _load(model, state, config)
         elif config.pretrained:

@@ -374,6 +374,10 @@ def check_mask(mask: Named, grids: Sequence[Size] = ((4, 6), (7, 7), (14, 14))) 
             must(max(seen) < shape[1], f"it hid every patch of a {grid} grid, which leaves the student nothing")
         if config.substitutes:
             _check_source(must, built, grid)
+        if config.num_groups > 1:
+            _check_groups(must, built, grid)
+        if config.weighs:
+            _check_weight(must, built, grid)
         if config.reads_saliency:
             _check_saliency(must, built, count, shape)
 
@@ -389,6 +393,27 @@ def _check_source(must: Must, sampler: Any, grid: Size) -> None:
         must(bool((source == own)[~hidden].all()), "a visible patch must show itself")
         inside = bool(((source >= -1) & (source < hidden.shape[1])).all())
         must(inside, "source must name a patch, or be -1 for the mask token")
+
+
+def _check_groups(must: Must, sampler: Any, grid: Size) -> None:
+    number = sampler.config.num_groups
+    for seed in range(8):
+        hidden = sampler.sample(grid, rng(seed))
+        group, again = (sampler.group(hidden, rng(seed, 1)) for _ in range(2))
+        right = group.shape == hidden.shape and group.dtype == np.int64
+        must(right, f"group must be {hidden.shape} int64, not {group.shape} {group.dtype}")
+        must(np.array_equal(group, again), "group must draw from the generator it is given and from nothing else")
+        for row, own in zip(group, hidden, strict=True):
+            sizes = np.bincount(row[own], minlength=number).tolist()
+            must(len(sizes) == number and len({*sizes}) == 1, f"{number} groups must be of equal size, not {sizes}")
+
+
+def _check_weight(must: Must, sampler: Any, grid: Size) -> None:
+    hidden = sampler.sample(grid, rng(0))
+    weight = sampler.weight(hidden, grid)
+    right = weight.shape == hidden.shape and weight.dtype == np.float32
+    must(right, f"weight must be {hidden.shape} float32, not {weight.shape} {weight.dtype}")
+    must(bool(np.isfinite(weight).all() and (weight >= 0).all()), "weight must be finite and not negative")
 
 
 def _check_saliency(must: Must, sampler: Any, count: int | None, shape: tuple[int, int]) -> None:
