@@ -248,6 +248,25 @@ class Dear(FC):
         return Penalized((pred, pred + 1), pred.square().mean(-1))
 
 
+class Predicting(FC):
+    """A projection, and a predictor on it that only the student has."""
+
+    class Config(FC.Config):
+        name: Literal["predicting"] = "predicting"
+
+    student_only = ("predictor",)
+
+    def __init__(self, config: Any, student: Student, out_dim: int) -> None:
+        super().__init__(config, student, out_dim)
+        self.predictor = torch.nn.Linear(out_dim, out_dim)
+
+    def forward(self, encoded: Encoded, query: Query) -> Tensor:
+        return self.predictor(self.target(encoded, query))  # type: ignore[no-any-return]
+
+    def target(self, encoded: Encoded, query: Query) -> Tensor:
+        return FC.forward(self, encoded, query)
+
+
 class OtherFold(Teacher):
     """What the student made of the other fold, as it is."""
 
@@ -497,6 +516,35 @@ def test_the_momentum_copy_follows_e_d_e_plus_1_minus_d_s() -> None:
         for name, parameter in source.named_parameters():
             averaged = copy[part].get_parameter(name)
             torch.testing.assert_close(averaged, 0.6 * before[f"{part}.{name}"] + 0.4 * parameter)
+
+
+@pytest.mark.parametrize("weights", ["ema", "live"])
+@pytest.mark.parametrize("where", ["image", "hidden"])
+def test_a_predictor_serves_the_student_alone(register: Any, where: str, weights: str) -> None:
+    register(heads={"predicting": Predicting})
+    teacher = SELF | {"weights": weights, "head": "image" if where == "image" else "patches", "head_dim": 5}
+    objective = build(teacher=teacher, head="predicting", where=where)
+    head: Any = objective.terms["mim"].head
+    batch = draw(objective)
+    encoded = objective.student(batch.views["main"])
+    with torch.no_grad():
+        tokens = encoded.prefix[:, :1] if where == "image" else encoded.tokens
+        expected, seen = head.proj(tokens), head.predictor(head.proj(tokens))
+    (only,) = objective.predictions(batch)["mim"]
+    torch.testing.assert_close(only.dense, expected.expand(-1, 24, -1))
+    torch.testing.assert_close(head(encoded, Query(None if where == "image" else torch.arange(24).expand(6, -1))), seen)
+    objective(batch)["loss"].backward()
+    assert head.predictor.weight.grad.any()
+    copy = objective.teachers["mim"].copy
+    if weights == "live":
+        assert not copy
+        return
+    assert [name for name, _ in copy["head"].named_parameters()] == ["proj.weight", "proj.bias"]
+    before = copy["head"].proj.weight.clone()
+    with torch.no_grad():
+        head.proj.weight.add_(1)
+    objective.on_step_end(STEP)
+    torch.testing.assert_close(copy["head"].proj.weight, before + 0.5)
 
 
 def test_the_copy_keeps_float32_and_its_buffers_whatever_the_decay() -> None:

@@ -5,6 +5,7 @@ What validation must know before a weight is loaded is a property of the compone
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -240,6 +241,9 @@ class Head(Component, nn.Module):
             head: Head = self.component(self, student, out_dim)
             return head
 
+    student_only: tuple[str, ...] = ()
+    """Names of modules of it that serve the student's predictions alone, such as a predictor; `target` does without them."""
+
     @abstractmethod
     def forward(self, encoded: Encoded, query: Query) -> Tensor | tuple[Tensor, ...] | Penalized:
         """-> (B, M, out_dim); (B, 1, out_dim) for the image; or several predictions of one target, whose losses add; or
@@ -248,6 +252,18 @@ class Head(Component, nn.Module):
     def forward_all(self, encoded: Sequence[Encoded], queries: Sequence[Query]) -> list[Any]:
         """Its answers on all passes of the student; a head whose statistics are of all passes overrides this."""
         return [self(one, query) for one, query in zip(encoded, queries, strict=True)]
+
+    def target(self, encoded: Encoded, query: Query) -> Tensor:
+        """What a self-teacher's copy of it answers: the prediction itself, unless the head ends in a predictor."""
+        answer: Tensor = self(encoded, query)
+        return answer
+
+    def momentum_copy(self) -> Head:
+        """A copy for `target`, without the modules that serve the student alone."""
+        twin = copy.deepcopy(self)
+        for name in self.student_only:
+            delattr(twin, name)
+        return twin
 
     @property
     def needs_fit(self) -> bool:

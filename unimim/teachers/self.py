@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -19,7 +19,8 @@ class SelfTeacher(Teacher):
     """T(I) = mean over `layers` of `layer_norm`(block output of the student), without prefix tokens.
 
     With weights "ema" it reads a float32 copy e <- d e + (1 - d) s, updated at the time `update` names; with "live" the
-    student's own weights. No layers: the final tokens instead, or with `head` what a copy of the head makes of them.
+    student's own weights. No layers: the final tokens instead, or with `head` what a copy of the head makes of them, without
+    its predictor if it ends in one (`Head.target`).
     data2vec (facebookresearch/data2vec_vision @ af9a363, beit/engine_for_cyclical.py) takes the last six blocks, each
     layer-normalized. Deviation: the copy follows floating-point parameters only; the official one also averages integer
     buffers, which corrupts its position index at decays of 0.9999 and above (docs/numerics.md).
@@ -88,28 +89,30 @@ class SelfTeacher(Teacher):
         self.spec = TargetSpec(config.head_dim or geometry.dim)
         self.layer_norm = config.layer_norm.build()
         self.copy = nn.ModuleDict()
-        self.source: dict[str, nn.Module] = {}  # a plain dict: the objective owns the student
+        self.source: dict[str, Any] = {}  # a plain dict: the objective owns the student
 
     def bind(self, student: Student, head: Head) -> None:
         self.source = {"student": student, **({"head": head} if self.config.head != "none" else {})}
         if self.config.weights == "ema":
-            self.copy.update({name: copy.deepcopy(module) for name, module in self.source.items()})
+            self.copy["student"] = copy.deepcopy(student)
+            if self.config.head != "none":
+                self.copy["head"] = head.momentum_copy()
 
     def forward(self, view: View, mask: Mask | None = None) -> Target:
         """tokens (B, N, D); with region "hidden" only hidden positions are filled, others are zero."""
-        parts = self.copy if self.config.weights == "ema" else self.source
+        parts: Any = self.copy if self.config.weights == "ema" else self.source
         encoded = parts["student"](view, self._complement(mask), self.config.taps)
         prefix = encoded.prefix.shape[1]
         if self.config.layers:
             tokens = [self.layer_norm(encoded.taps[tap][:, prefix:].float()) for tap in self.config.taps]
             target = torch.stack(tokens).mean(0)
         elif self.config.head == "image":
-            image = parts["head"](encoded, Query(None))
+            image = parts["head"].target(encoded, Query(None))
             return Target(image.expand(-1, self.geometry.num_tokens, -1), image)
         elif self.config.head == "patches":
             everywhere = torch.arange(self.geometry.num_tokens, device=encoded.tokens.device)
             index = encoded.index if encoded.index is not None else everywhere.expand(len(encoded.tokens), -1)
-            target = parts["head"](encoded, Query(index))
+            target = parts["head"].target(encoded, Query(index))
         else:
             target = encoded.tokens
         image = encoded.prefix[:, :1] if prefix else None
@@ -133,8 +136,12 @@ class SelfTeacher(Teacher):
             return
         per_step = self.config.decay_per == "step"
         decay = self.config.decay(progress.fraction if per_step else progress.epoch_fraction)
-        averaged = [local(p) for name in self.copy for p in self.copy[name].parameters()]
-        live = [local(p) for name in self.copy for p in self.source[name].parameters()]
+        averaged, live = [], []
+        for name, part in self.copy.items():
+            followed = dict(self.source[name].named_parameters())
+            for inner, parameter in part.named_parameters():
+                averaged.append(local(parameter))
+                live.append(local(followed[inner]))
         torch._foreach_lerp_(averaged, live, 1 - decay)
 
     def on_step_start(self, progress: Progress) -> None:

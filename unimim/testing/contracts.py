@@ -281,6 +281,8 @@ def check_head(head: Named, student: Named = TOY, out_dim: int = 5) -> None:
         _check_predictions(must, preds, (batch, count, out_dim), "at hidden positions")
         image = _predict(built, encoded, ask(None))
         _check_predictions(must, image, (batch, 1, out_dim), "of the image (query.index None)")
+        copied = _all(built.momentum_copy().target(encoded, ask(None)))
+        _check_predictions(must, copied, (batch, 1, out_dim), "of its momentum copy (target)")
         classed = _predict(built, encoded, ask(index, include_class=True))
         _check_predictions(must, classed, (batch, count + 1, out_dim), "with include_class")
         moved = _predict(built, encoded, ask(index[:, order]))
