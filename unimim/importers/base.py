@@ -58,7 +58,8 @@ class Importer(ABC):
     there is one.  rules: {official name, a regular expression: name in Objective.state_dict()}.  ignored: {official
     name, a regular expression: reason}.  prediction: official name of the vector as wide as the predictions.  complete:
     where the head is to be found if the file has none.  momentum: the part of the file that holds the momentum teacher;
-    its tensors arrive as "<momentum>.<name>" and follow the same rules.
+    its tensors arrive as "<momentum>.<name>" and follow the same rules.  momentum_head: that part holds the copy of the head
+    as well (`Head.momentum_copy`).
     """
 
     name: ClassVar[str]
@@ -68,6 +69,7 @@ class Importer(ABC):
     prediction: ClassVar[str]
     complete: ClassVar[str] = ""
     momentum: ClassVar[str] = ""
+    momentum_head: ClassVar[bool] = False
     notes: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -111,11 +113,12 @@ class Importer(ABC):
         loaded = {self.place(name, recipe): key for name, key in loaded.items()}
         tensors = {name: state[key].contiguous() for name, key in loaded.items()}
         notes = self.notes
-        if self.momentum and not any(name.startswith(COPY) for name in loaded):
-            tensors |= {COPY + name: tensor for name, tensor in tensors.items() if name.startswith(STUDENT)}
-            notes += (f"the file has no {self.momentum}: the momentum teacher starts as a copy of the student",)
         wanted = self._wanted(recipe, 1 if headless else self._width(state))
-        fresh = tuple(name for name in wanted if headless and name.startswith(HEAD))
+        if self.momentum and not any(name.startswith(COPY) for name in loaded):
+            live = {name: _live(name) for name in wanted if name.startswith(COPY)}
+            tensors |= {name: tensors[source] for name, source in live.items() if source in tensors}
+            notes += (f"the file has no {self.momentum}: the momentum teacher starts as a copy of the student",)
+        fresh = tuple(name for name in wanted if headless and _live(name).startswith(HEAD))
         given = {name: wanted[name] for name in wanted if name not in fresh}
         check(given, tensors, f"not a checkpoint of {recipe.name!r}")
         return Imported(recipe, tensors, loaded, ignored | self._compare(state, recipe), fresh, notes)
@@ -133,6 +136,8 @@ class Importer(ABC):
                 loaded[name] = key
             elif name.startswith(STUDENT):
                 loaded[f"{COPY}{name}"] = key
+            elif self.momentum_head:
+                loaded[f"{COPY}head.{name.removeprefix(HEAD)}"] = key
             else:
                 ignored[key] = "the momentum teacher is a copy of the student alone"
         return loaded, ignored
@@ -177,6 +182,8 @@ class Importer(ABC):
             head = term.head.build(student, loss.out_dim)
         wanted = {STUDENT + name: tensor for name, tensor in student.state_dict().items()}
         copied = {COPY + name: tensor for name, tensor in wanted.items()} if self.momentum else {}
+        if self.momentum_head:
+            copied |= {f"{COPY}head.{name}": tensor for name, tensor in head.momentum_copy().state_dict().items()}
         return wanted | {HEAD + name: tensor for name, tensor in head.state_dict().items()} | copied
 
     def _compare(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, str]:
@@ -197,6 +204,12 @@ class Importer(ABC):
                     )
                 reasons[key] = f"fixed table, computed by unimim (largest difference {difference:.1g})"
         return reasons
+
+
+def _live(name: str) -> str:
+    """The tensor that one of the momentum copy follows; others as they are."""
+    bare = name.removeprefix(COPY)
+    return HEAD + bare.removeprefix("head.") if bare != name and bare.startswith("head.") else bare
 
 
 def apply(rules: Mapping[str, str], name: str) -> str | None:
