@@ -24,6 +24,14 @@ DIFFERENCES = {
     ("cae", "head"): ("Decoder & /", f"{ALIGNMENT}; its head hands on the student's tokens"),
     ("cae", "loss"): ("CrossEntropy & l2", ALIGNMENT),
     ("maskfeat-dino", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
+    ("extrema", "head"): (
+        "Predictor",
+        "the class attention is the encoder's, officially too; the head is an MLP on its token",
+    ),
+    ("extrema", "norm"): (
+        "/",
+        "the LayerNorms are inside projector and predictor; the target itself is not normalized",
+    ),
     ("mvp", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
 }
 """(recipe, cell): what our table prints instead of the paper's, and why."""
