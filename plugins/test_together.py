@@ -17,12 +17,15 @@ BROUGHT = [name for name, entry in plugins()["recipes"].entries.items() if entry
 ROWS = [recipe for recipe in map(load, plugins()["recipes"]) if recipe.row]
 
 ALIGNMENT = "the paper leaves out CAE's second term, which aligns the predicted latents with the encoder's own"
+MATCH = "the paper leaves out what SplitMask's InfoNCE compares with: what the student says of the image's other half"
 DIFFERENCES = {
     ("vit-mpp", "loss"): ("CrossEntropy", "the paper writes N/A; a class of colour is predicted"),
     ("ge2ae", "head"): ("Decoder", "two decoders, one a term; equal labels are written once"),
     ("cae", "teacher"): ("dVAE & Self", ALIGNMENT),
     ("cae", "head"): ("Decoder & /", f"{ALIGNMENT}; its head hands on the student's tokens"),
     ("cae", "loss"): ("CrossEntropy & l2", ALIGNMENT),
+    ("splitmask", "teacher"): ("Self & dVAE", MATCH),
+    ("splitmask", "head"): ("/ & FC", "the decoder is in the student, since both terms read it"),
     ("maskfeat-dino", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
     ("extrema", "head"): (
         "Predictor",
@@ -33,6 +36,10 @@ DIFFERENCES = {
         "the LayerNorms are inside projector and predictor; the target itself is not normalized",
     ),
     ("mvp", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
+    ("sim", "norm"): (
+        "LayerNorm",
+        "the paper names the BatchNorms inside the head's blocks; the target's norm is LayerNorm",
+    ),
 }
 """(recipe, cell): what our table prints instead of the paper's, and why."""
 

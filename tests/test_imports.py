@@ -26,7 +26,7 @@ BASE = {
     "releases",
 }
 FAMILIES = {"students", "teachers", "norms", "heads", "losses", "masks", "views"}
-COMPOSED = BASE | {"registry", "axes", "layers", "recipe", "drift", "objective", "sampling"}
+COMPOSED = BASE | {"registry", "axes", "layers", "recipe", "drift", "health", "objective", "sampling"}
 JOINED = COMPOSED | FAMILIES | {"engine", "weights", "training"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in BASE},
@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"registry", "axes", "schedule", "types", "provenance", "plain", "hooks"},
     "drift": {"recipe"},
     "sampling": {"recipe", "axes", "types", "address"},
-    "objective": {"recipe", "axes", "layers", "registry", "types", "address"},
+    "health": {"recipe", "types"},
+    "objective": {"health", "recipe", "axes", "layers", "registry", "types", "address"},
     "schema": {"registry", "recipe", "hooks"},
     "scaffold": {"registry"},
     "engine": {"types", "schedule", "world", "address", "loggers", "terminal"},

@@ -29,7 +29,9 @@ from unimim import (
 )
 from unimim.address import uniform
 from unimim.heads.fc import FC
-from unimim.objective import target_health
+from unimim.health import target_health
+from unimim.layers import BatchNorm
+from unimim.masks import Random
 from unimim.teachers.pixel import Pixel
 from unimim.types import TargetSpec, View, gather
 
@@ -294,6 +296,23 @@ class OtherFold(Teacher):
         raise AssertionError("it reads folds")
 
 
+class Sated(FC):
+    """Fits to the first of what the student makes, and leaves the rest."""
+
+    needs_fit = True
+
+    def fit(self, encoded: Iterable[Encoded]) -> None:
+        self.eval_mode = not next(iter(encoded)).tokens.requires_grad
+
+
+def test_a_head_that_has_seen_enough_leaves_the_student_training() -> None:
+    objective = build().train()
+    objective.branches["mim"].head = Sated(FC.Config(), objective.student, 48)
+    objective.fit([draw(objective), draw(objective)])
+    assert objective.student.training
+    assert objective.branches["mim"].head.eval_mode
+
+
 class Spread(Loss):
     """The mean absolute difference of the mean prediction and the mean target of a set."""
 
@@ -307,6 +326,35 @@ class Spread(Loss):
     def forward(self, pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         assert pred.shape == target.shape
         return (pred.mean((0, 1)) - target.mean((0, 1))).abs().mean()
+
+    @property
+    def health(self) -> Mapping[str, Tensor]:
+        return {"told": torch.tensor(7.0)}
+
+
+class Doubled(Random):
+    """Random masks under which the hidden patches of the upper half count twice."""
+
+    class Config(Random.Config):
+        name: Literal["doubled"] = "doubled"  # type: ignore[assignment]
+
+        @property
+        def weighs(self) -> bool:
+            return True
+
+    def weight(self, hidden: Any, grid: tuple[int, int]) -> Any:
+        return np.where(np.arange(hidden.shape[1]) < hidden.shape[1] // 2, 2, 1).astype(np.float32)[None]
+
+
+class Batched(FC):
+    """A linear layer of class tokens that lie around the mean of those of all passes."""
+
+    class Config(FC.Config):
+        name: Literal["batched"] = "batched"
+
+    def forward_all(self, encoded: Sequence[Encoded], queries: Sequence[Query]) -> list[Any]:
+        tokens = torch.cat([one.prefix[:, :1] for one in encoded])
+        return [*self.proj(tokens - tokens.mean(0)).split([len(one.prefix) for one in encoded])]
 
 
 class Bright(Pixel):
@@ -376,6 +424,31 @@ def test_a_penalty_is_added_to_each_query_once(register: Any, mask: Any, reducti
     rows = [cost if valid is None else cost[valid[row]] for row, cost in enumerate(costs)]
     expected = torch.cat(rows).mean() if reduction == "tokens" else torch.stack([row.mean() for row in rows]).mean()
     torch.testing.assert_close(dear(batch)["loss"], twice(batch)["loss"] + expected)
+
+
+@pytest.mark.parametrize("where", ["hidden", "all", "all+class", "image"])
+def test_positions_of_more_weight_count_more_and_the_mean_is_over_all_queries(register: Any, where: str) -> None:
+    register(masks={"doubled": Doubled})
+    teacher = SELF if where == "all+class" else "pixel"
+    objective = build(mask="doubled", where=where, teacher=teacher)
+    batch = draw(objective)
+    (only,) = objective.predictions(batch)["mim"]
+    costs = (only.preds[0] - only.target).square().mean(-1)
+    if only.query.index is not None:
+        weights = 1.0 + (only.query.index < 12)
+        costs[:, where == "all+class" :] *= weights
+    torch.testing.assert_close(objective(batch)["loss"], costs.mean())
+
+
+def test_a_head_may_answer_for_all_passes_at_once(register: Any) -> None:
+    register(heads={"batched": Batched}, masks={"pair": Pair})
+    objective = build(head="batched", mask="pair", where="image")
+    passes = objective.predictions(draw(objective))["mim"]
+    preds = torch.cat([p.preds[0] for p in passes])
+    bias = objective.terms["mim"].head.proj.bias
+    assert [p.preds[0].shape for p in passes] == [(6, 1, 48)] * 2
+    torch.testing.assert_close(preds.mean(0), bias.unsqueeze(0), atol=1e-5, rtol=0)
+    assert (passes[0].preds[0].mean(0) - bias).abs().max() > 1e-4
 
 
 def test_a_head_learns_from_data_before_training_and_by_hooks(register: Any) -> None:
@@ -450,6 +523,7 @@ def test_a_joint_loss_sees_all_folds_and_predictions_at_once(register: Any) -> N
     targets = torch.cat([fold.target for fold in folds for _ in fold.preds])
     assert preds.shape == (6 * 2 * 2, 12, 48)
     torch.testing.assert_close(objective(batch)["loss"], (preds.mean((0, 1)) - targets.mean((0, 1))).abs().mean())
+    assert objective.health["target/mim/told"] == 7
 
 
 def test_masks_that_follow_saliency_are_drawn_from_the_first_teacher(register: Any) -> None:
@@ -578,6 +652,75 @@ def test_the_copy_moves_at_the_time_its_config_names(update: str, moves: int) ->
     assert sum(moved) == 1
 
 
+def test_the_decay_of_an_epoch_is_that_of_its_beginning() -> None:
+    ramp = {"start": 0.0, "end": 1.0}
+    moved = {}
+    for per in ("step", "epoch"):
+        objective = build(teacher=SELF | {"decay": ramp, "decay_per": per, "update": "epoch_end"})
+        copy = objective.teachers["mim"].copy["student"].patch_embed.proj.bias
+        with torch.no_grad():
+            objective.student.patch_embed.proj.bias.add_(1)
+        before = copy.clone()
+        objective.on_epoch_end(Progress(9, 20, 5))  # the last step of the second of four epochs
+        moved[per] = float((copy - before).mean())
+    assert moved == pytest.approx({"step": 1 - 9 / 20, "epoch": 1 - 5 / 20})
+
+
+@pytest.mark.parametrize("head", ["patches", "image"])
+def test_a_copy_of_the_head_makes_the_target_as_wide_as_it_is_told(head: str) -> None:
+    teacher = SELF | {"head": head, "head_dim": 5}
+    objective = build(teacher=teacher, where="image" if head == "image" else "hidden")
+    batch = draw(objective)
+    view, parts = batch.views["main"], objective.teachers["mim"].copy
+    encoded = parts["student"](view)
+    everywhere = None if head == "image" else torch.arange(24).expand(6, -1)
+    expected = parts["head"](encoded, Query(everywhere))
+    target = objective.teachers["mim"](view)
+    assert objective.terms["mim"].loss.out_dim == 5
+    if head == "image":
+        assert target.image is not None
+        torch.testing.assert_close(target.image, expected)
+        torch.testing.assert_close(target.tokens, expected.expand(-1, 24, -1))
+    else:
+        torch.testing.assert_close(target.tokens, expected)
+    assert objective(batch)["loss"].isfinite()
+
+
+class Normed(FC):
+    """A linear layer and a BatchNorm over the queried tokens."""
+
+    class Config(FC.Config):
+        name: Literal["normed"] = "normed"
+
+    def __init__(self, config: Any, student: Student, out_dim: int) -> None:
+        super().__init__(config, student, out_dim)
+        self.norm = BatchNorm(out_dim)
+
+    def forward(self, encoded: Encoded, query: Query) -> Tensor:
+        return self.norm(FC.forward(self, encoded, query))
+
+
+@pytest.mark.parametrize("batch_norm", ["running", "batch"])
+def test_a_copy_normalizes_by_its_running_statistics_or_by_its_batch(register: Any, batch_norm: str) -> None:
+    register(heads={"normed": Normed})
+    objective = build(teacher=SELF | {"head": "patches", "batch_norm": batch_norm}, head="normed").train()
+    teacher, view = objective.teachers["mim"], draw(objective).views["main"]
+    norm = teacher.copy["head"].norm
+    start = norm.running_mean.clone()
+    target = teacher(view).tokens.flatten(0, 1)
+    if batch_norm == "batch":
+        torch.testing.assert_close(target.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
+        assert not norm.running_mean.equal(start), "the running statistics follow the batches"
+    else:
+        assert target.mean(0).abs().max() > 1e-3
+        assert norm.running_mean.equal(start)
+    moved = norm.running_mean.clone()
+    objective.eval()
+    teacher(view)
+    assert norm.running_mean.equal(moved), "evaluation moves nothing"
+    assert not any(part.training for part in teacher.modules())
+
+
 def test_the_first_step_starts_before_there_is_anything_to_average() -> None:
     objective = build(teacher=SELF | {"update": "step_start"})
     with torch.no_grad():
@@ -663,6 +806,7 @@ def test_health_is_the_mean_and_the_variance_of_each_channel_over_all_tokens() -
     variance = dense.var(0, correction=0)
     expected = {"mean": dense.mean(), "variance": variance.mean(), "variance_min": variance.min()}
     expected["variance_max"] = variance.max()
+    expected["spread"] = variance.sum() / dense.square().sum(1).mean()
     expected["cosine"] = torch.nn.functional.cosine_similarity(only.preds[0], only.target, dim=-1).mean()
     assert {*objective.health} == {f"target/mim/{name}" for name in expected}
     for name, value in expected.items():
@@ -675,7 +819,31 @@ def test_health_shows_a_collapsed_target() -> None:
     same = torch.randn(1, 1, 8).expand(4, 6, 8)
     found = target_health(same, TargetSpec(8))
     assert found["variance_max"].item() == pytest.approx(0, abs=1e-12)
+    assert found["spread"].item() == pytest.approx(0, abs=1e-12)
+    assert target_health(torch.randn(1, 500, 8), TargetSpec(8))["spread"] > 0.95
+    assert target_health(torch.zeros(2, 3, 8), TargetSpec(8))["spread"] == 0
     assert target_health(torch.zeros(4, 6, dtype=torch.int64), TargetSpec(16, discrete=True))["perplexity"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "values", "cause"),
+    [
+        ({"teacher": SELF}, {"spread": 1e-5}, "nothing holds the target apart"),
+        ({"teacher": SELF, "norm": "layer"}, {"spread": 1e-5}, "raise teacher.decay"),
+        ({"teacher": SELF, "norm": "layer"}, {"spread": 0.3, "perplexity": 9.0}, ""),
+        ({}, {"spread": 0.0}, "weights are random or damaged"),
+        (
+            {"teacher": {"name": "kmeans", "teacher": "pixel", "num_codes": 8}, "loss": "cross_entropy"},
+            {"perplexity": 1.0},
+            "fit it on more or other images",
+        ),
+    ],
+)
+def test_a_collapse_is_named_with_its_likely_cause(changes: Any, values: dict[str, float], cause: str) -> None:
+    objective = build(**changes)
+    found = objective.warnings({f"target/mim/{name}": value for name, value in values.items()})
+    assert len(found) == bool(cause)
+    assert all(text.startswith("terms.mim: ") and cause in text for text in found)
 
 
 def test_health_of_ids_counts_those_in_use() -> None:

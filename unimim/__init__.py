@@ -46,6 +46,7 @@ _HOME = {
     "uniform": "address",
     "all_gather": "world",
     "all_reduce_sum": "world",
+    "local": "world",
     "paper": "provenance",
     "official": "provenance",
     "ours": "provenance",
@@ -85,6 +86,7 @@ __all__ = [
     "all_reduce_sum",
     "hookimpl",
     "load",
+    "local",
     "official",
     "ours",
     "paper",
@@ -118,7 +120,7 @@ if TYPE_CHECKING:
         TargetSpec,
         View,
     )
-    from .world import all_gather, all_reduce_sum
+    from .world import all_gather, all_reduce_sum, local
 
 
 def __getattr__(name: str) -> Any:

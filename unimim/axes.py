@@ -312,6 +312,12 @@ class Loss(Component, nn.Module):
             (B, N, dim), the dense target, or None."""
             return False
 
+        @property
+        def num_groups(self) -> int | None:
+            """Runs of equal length that it takes hidden patches in, each as a whole, as masks of so many groups give them;
+            None if it takes each query alone."""
+            return None
+
         def build(self, spec: TargetSpec) -> Loss:
             loss: Loss = self.component(self, spec)
             return loss
@@ -326,6 +332,11 @@ class Loss(Component, nn.Module):
     @abstractmethod
     def forward(self, pred: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
         """pred (B, M, out_dim), target (B, M, dim) or ids (B, M), valid (B, M) bool or None -> (B, M), or ()."""
+
+    @property
+    def health(self) -> Mapping[str, Tensor]:
+        """Scalars of the last forward's targets worth logging beside those of every target, detached, on the device."""
+        return {}
 
 
 class MaskSampler(Component):

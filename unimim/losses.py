@@ -178,6 +178,10 @@ class Sum(Loss):
             return any(part.loss.contrasts for part in self.losses)
 
         @property
+        def num_groups(self) -> int | None:
+            return next((part.loss.num_groups for part in self.losses if part.loss.num_groups is not None), None)
+
+        @property
         def label(self) -> str:
             return " & ".join(part.loss.label for part in self.losses)
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from .address import uniform
 from .axes import Head, Loss, Norm, Student, Teacher
+from .health import agreement, target_health, warnings
 from .layers.blocks import Block
 from .recipe import Recipe, Term, Where
 from .registry import Component
-from .types import Batch, Encoded, Mask, Penalized, Progress, Query, Rendition, Target, TargetSpec, View, gather
+from .types import Batch, Encoded, Mask, Penalized, Progress, Query, Rendition, Target, View, gather
 
 
 @dataclass(frozen=True)
@@ -124,19 +125,20 @@ class Objective(nn.Module):
         """
         own = self.count(batch) if totals is None else totals
         predictions = self.predictions(batch)
-        self.health = {
-            f"target/{name}/{what}": value
-            for name, branch in self.terms.items()
-            for what, value in target_health(predictions[name][0].dense, branch.teacher[0].spec).items()
-        }
-        for name, branch in self.terms.items():
-            if not branch.term.teacher.discrete and branch.loss.out_dim == branch.teacher[0].spec.dim:
-                self.health[f"target/{name}/cosine"] = agreement(predictions[name][0])
-            self.health |= {f"head/{name}/{what}": value for what, value in branch.head.health.items()}
         counts = own.clamp_min(torch.finfo(own.dtype).tiny)  # nothing asked, nothing lost: 0, not 0 / 0
         losses = {name: self._reduce(name, predictions[name]) / counts[i] for i, name in enumerate(self.branches)}
+        self.health = {what: value for name in self.branches for what, value in self._told(name, predictions[name][0])}
         weights = {name: term.weight(self.progress.fraction) for name, term in self.recipe.terms.items()}
         return {**losses, "loss": torch.stack([weights[name] * value for name, value in losses.items()]).sum()}
+
+    def _told(self, name: str, first: Prediction) -> Iterator[tuple[str, Tensor]]:
+        """Health of one term, by its columns in the log."""
+        branch, spec = self.terms[name], self.terms[name].teacher[0].spec
+        of_target = {**target_health(first.dense, spec), **branch.loss.health}
+        if not spec.discrete and branch.loss.out_dim == spec.dim:
+            of_target["cosine"] = agreement(first.preds[0], first.target)
+        yield from ((f"target/{name}/{what}", value) for what, value in of_target.items())
+        yield from ((f"head/{name}/{what}", value) for what, value in branch.head.health.items())
 
     def count(self, batch: Batch) -> Tensor:
         """(number of terms,) float32: what each term's sum over this batch is an average of."""
@@ -178,11 +180,13 @@ class Objective(nn.Module):
         """What the student makes of every masked view, one after the other; drop path and dropout aside."""
         training = self.student.training
         self.student.eval()
-        for batch in batches:
-            for view, folds in batch.masks.items():
-                for mask in folds:
-                    yield self.student(batch.views[view], mask if self.hides[view] else None, self.taps)
-        self.student.train(training)
+        try:
+            for batch in batches:
+                for view, folds in batch.masks.items():
+                    for mask in folds:
+                        yield self.student(batch.views[view], mask if self.hides[view] else None, self.taps)
+        finally:  # also for a head that has seen enough before the last batch
+            self.student.train(training)
 
     @property
     def needs_fit(self) -> bool:
@@ -200,6 +204,10 @@ class Objective(nn.Module):
     def on_epoch_end(self, progress: Progress) -> None:
         for teacher in self._teachers():
             teacher.on_epoch_end(progress)
+
+    def warnings(self, values: Mapping[str, float]) -> list[str]:
+        """What the logged scalars say has gone wrong."""
+        return warnings(self.recipe, values)
 
     def depth_of(self, parameter: str) -> int:
         """Layers above a parameter, for layer-wise rates: n + 1 for the embeddings of a student of n blocks, 0 for heads."""
@@ -305,34 +313,6 @@ class Objective(nn.Module):
 def _others(step: Pass, passes: Sequence[Pass]) -> list[Encoded]:
     """What the student made of the same view under its other mask folds."""
     return [other.encoded for other in passes if other.view is step.view and other is not step]
-
-
-@torch.no_grad()
-def target_health(dense: Tensor, spec: TargetSpec) -> dict[str, Tensor]:
-    """Scalars that show a target which says the same of every patch; nothing here waits for the device.
-
-    dense (B, N, dim), normalized: the mean, and over the channels the mean, least and greatest of the variance over all
-    B N tokens (biased); variances near 0 are a collapse. ids (B, N): used = distinct ids / dim, and the perplexity
-    exp(-sum_k p_k log p_k) of the shares p of the ids; perplexity 1 is a collapse.
-    """
-    if spec.discrete:
-        ids = dense.flatten()
-        counts = torch.zeros(spec.dim, device=ids.device).scatter_add_(
-            0, ids, torch.ones_like(ids, dtype=torch.float32)
-        )
-        shares = counts / len(ids)
-        return {"used": (counts > 0).float().mean(), "perplexity": torch.special.entr(shares).sum().exp()}
-    tokens = dense.float().flatten(0, 1)
-    variance = tokens.var(0, correction=0)
-    spread = {"variance": variance.mean(), "variance_min": variance.min(), "variance_max": variance.max()}
-    return {"mean": tokens.mean(), **spread}
-
-
-@torch.no_grad()
-def agreement(prediction: Prediction) -> Tensor:
-    """Mean cosine of the first prediction and its target over the queries."""
-    pred, target = prediction.preds[0].float(), prediction.target.float()
-    return torch.nn.functional.cosine_similarity(pred, target, dim=-1).mean()
 
 
 def query(where: Where, mask: Mask, view: View) -> Query:

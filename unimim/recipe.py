@@ -42,7 +42,7 @@ class Term(Frozen):
 
     @field_serializer("weight")
     def _bare_number(self, weight: Schedule) -> Any:
-        return weight.start if weight == Schedule.model_validate(weight.start) else weight.model_dump()
+        return weight.bare()
 
 
 class Recipe(Frozen):
@@ -239,6 +239,15 @@ def _term_problems(recipe: Recipe, term: Term) -> list[str]:
         ]
     if term.loss.contrasts and term.where == "image":
         problems.append(f"loss {term.loss.name!r} compares patches of one image with each other; negatives: world")
+    if term.loss.num_groups is not None:
+        if term.where != "hidden":
+            problems.append(f"loss {term.loss.name!r} takes hidden patches group by group; use where: hidden")
+        problems += [
+            f"loss {term.loss.name!r} takes {term.loss.num_groups} groups of hidden patches, but mask {mask.name!r} deals "
+            f"them to {mask.num_groups}; give both the same number"
+            for mask in recipe.masks.values()
+            if mask.num_groups != term.loss.num_groups
+        ]
     if term.loss.world and term.where in ("hidden", "visible") and _count_varies(recipe):
         problems.append(
             f"loss {term.loss.name!r} gathers the queries of all processes, which needs the same count in every image; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 
 class Frozen(BaseModel):
@@ -17,19 +17,21 @@ class Frozen(BaseModel):
 class Schedule(Frozen):
     """v(f) = end + (start - end) g(f / until) for f < until, then end; f in [0, 1] is the fraction of training done.
 
+    With until above 1 training ends before the schedule does (MSN: 1.25).
+
     g(u) = 1 - u (linear) or (1 + cos(pi u)) / 2 (cosine). A bare number is a constant.  then: another schedule that takes
     over at `until` and runs over the rest of training, its own f from 0 to 1.
     """
 
     start: float
     end: float
-    until: float = Field(1.0, gt=0, le=1)
+    until: float = Field(1.0, gt=0, le=10)
     shape: Literal["linear", "cosine"] = "linear"
     then: Schedule | None = Field(None, exclude_if=lambda then: then is None)
 
     @model_validator(mode="after")
     def _leaves_time(self) -> Schedule:
-        if self.then is not None and self.until == 1:
+        if self.then is not None and self.until >= 1:
             raise ValueError("then needs until below 1, which leaves time for it")
         return self
 
@@ -37,6 +39,10 @@ class Schedule(Frozen):
     @classmethod
     def _constant(cls, data: Any) -> Any:
         return {"start": data, "end": data} if isinstance(data, int | float | str) else data
+
+    def bare(self) -> Any:
+        """The number of a constant, else plain data."""
+        return self.start if self == Schedule.model_validate(self.start) else self.model_dump()
 
     def __call__(self, fraction: float) -> float:
         if self.then is not None and fraction >= self.until:
@@ -52,7 +58,8 @@ class Optimization(Frozen):
     lr(t) = w + (peak - w) t / W for t < W, w = warmup_lr, then min_lr + (peak - min_lr) (1 + cos(pi (t - W) / (T - W))) / 2,
     where t counts steps, T is their total and W the warm-up steps. With `warmup_includes_peak` (BEiT) the warm-up is
     w + (peak - w) t / (W - 1), which reaches the peak one step earlier (MAE: it does not). peak = lr, or lr * batch / 256 with
-    `lr_per_256`, which leaves warmup_lr and min_lr as they are. Biases and vectors are never decayed; `no_decay` names further
+    `lr_per_256`, which leaves warmup_lr and min_lr as they are. T is that total times `until`, if given: above 1 training ends
+    before the cosine does. weight_decay may be a Schedule. Biases and vectors are never decayed; `no_decay` names further
     parameters by the last part of their name.
     `layer_decay` d multiplies the rate of student block k of depth n (1-based) by d^(n + 1 - k), of its embeddings by
     d^(n + 1), and leaves everything else.
@@ -64,12 +71,24 @@ class Optimization(Frozen):
     warmup_epochs: float = Field(0.0, ge=0, le=1e6)
     warmup_lr: float = Field(0.0, ge=0)
     warmup_includes_peak: bool = False
-    weight_decay: float = Field(0.05, ge=0)
+    until: float = Field(1.0, ge=1, le=10, exclude_if=lambda until: until == 1)
+    weight_decay: Schedule = Field(0.05, validate_default=True)
     no_decay: tuple[str, ...] = ()
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     clip_norm: float | None = Field(None, gt=0)
     layer_decay: float | None = Field(None, gt=0, le=1)
+
+    @field_validator("weight_decay")
+    @classmethod
+    def _not_negative(cls, decay: Schedule) -> Schedule:
+        if min(decay.start, decay.end) < 0:
+            raise ValueError(f"weight_decay must not be negative, as {min(decay.start, decay.end)}")
+        return decay
+
+    @field_serializer("weight_decay")
+    def _bare_number(self, decay: Schedule) -> Any:
+        return decay.bare()
 
     def peak(self, batch: int) -> float:
         return self.lr * batch / 256 if self.lr_per_256 else self.lr
@@ -80,5 +99,5 @@ class Optimization(Frozen):
         if step < warmup:
             ramp = warmup - 1 if self.warmup_includes_peak else warmup
             return self.warmup_lr + (peak - self.warmup_lr) * min(step / ramp, 1.0) if ramp > 0 else peak
-        done = (step - warmup) / max(total_steps - warmup, 1)
+        done = (step - warmup) / max(total_steps * self.until - warmup, 1)
         return self.min_lr + (peak - self.min_lr) * (1 + math.cos(math.pi * min(done, 1.0))) / 2

@@ -63,6 +63,14 @@ def student_of(recipe: Recipe, tensors: Mapping[str, Tensor], source: Path) -> S
     return student
 
 
+def read_weights(folder: Path) -> tuple[Recipe, dict[str, Tensor]]:
+    """The recipe and the tensors (CPU) of a weights folder that unimim wrote, for teachers that another run trained.
+
+    Nothing is built. ValueError if a file is missing or damaged.
+    """
+    return read_recipe(folder), read_tensors(folder)
+
+
 def read_recipe(folder: Path) -> Recipe:
     """The recipe of a weights folder."""
     if not (folder / RECIPE).is_file():

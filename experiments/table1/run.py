@@ -13,25 +13,42 @@ import sys
 from pathlib import Path
 
 from unimim import Recipe, load, plugins
+from unimim.recipe import leaves
+from unimim.recipes.micro import TEACHER
 
 STEPS, BATCH, SEEDS = 300, 32, (0, 1)
+SIDES = ("student.image_size", "student.patch_size", "teacher.cell", "views.focal_size")
+"""Sizes in pixels, which are halved for images of 32 pixels."""
+HEALTH = ("/spread", "/perplexity", "/cosine")
 IMAGES = {"shapes:train=4800,val=100": 4800, "torchvision:CIFAR10": 50_000}
 
 
-def overrides(name: str, images: int, small: bool, seed: int) -> list[str]:
+def overrides(name: str, images: int, small: bool, seed: int, clip: Path) -> list[str]:
     recipe: Recipe = load(name)
     epochs = STEPS * BATCH / images
     schedule = [f"epochs={epochs}", f"optimization.warmup_epochs={epochs / 10}", f"batch={BATCH}", f"seed={seed}"]
+    made = [f"{path}=local-dir:{clip}" for path, value in leaves(recipe) if value == f"local-dir:{TEACHER}"]
     if not small:
-        return schedule
-    halved = [*schedule, "student.image_size=32", f"student.patch_size={recipe.student.patch_size // 2}"]
-    cells = [(key, term.teacher.cell) for key, term in recipe.terms.items() if term.teacher.name == "hog"]
-    return [*halved, *(f"terms.{key}.teacher.cell={cell // 2}" for key, cell in cells)]
+        return [*schedule, *made]
+    halved = [f"{path}={value // 2}" for path, value in leaves(recipe) if path.endswith(SIDES)]
+    return [*schedule, *made, *halved]
 
 
-def measure(name: str, data: str, place: str, small: bool, seed: int, out: Path) -> dict[str, object]:
-    """Train, and read the losses back: their means over the first and the last twenty steps."""
-    changes = overrides(name, IMAGES[data], small, seed)
+def make_clip(place: str, small: bool, folder: Path) -> None:
+    """The small CLIP that micro recipes learn from, of the same images; once."""
+    if folder.exists():
+        return
+    sides = ["--image-size", "32", "--patch-size", "4"] if small else []
+    command = [sys.executable, "-m", "unimim", "teachers", "train-clip", "--data", place, "--out", str(folder)]
+    subprocess.run([*command, *sides, "--epochs", "2" if small else "12", "--batch", "64"], check=True)
+
+
+def measure(name: str, data: str, place: str, small: bool, seed: int, out: Path, clip: Path) -> dict[str, object]:
+    """Train, and read back the losses, their means over the first and the last twenty steps, and what the log's health
+    columns were at the end: spread of vectors, perplexity of ids, cosine of prediction and target."""
+    changes = overrides(name, IMAGES[data], small, seed, clip)
+    if any(str(clip) in change for change in changes):
+        make_clip(place, small, clip)
     folder = out / f"{name}-{'32' if small else '64'}-{seed}"
     command = [sys.executable, "-m", "unimim", "train", name, *changes, "--data", place, "--out", str(folder)]
     subprocess.run([*command, "--in-memory", "--log-every", "1"], check=True, stdout=subprocess.DEVNULL)
@@ -46,6 +63,7 @@ def measure(name: str, data: str, place: str, small: bool, seed: int, out: Path)
         "steps": len(losses),
         "first": round(statistics.fmean(losses[:20]), 4),
         "last": round(statistics.fmean(losses[-20:]), 4),
+        "health": {key: round(value, 4) for key, value in lines[-1].items() if key.endswith(HEALTH)},
         "images_per_s": round(statistics.median(line["images_per_s"] for line in lines[20:])),
     }
 
@@ -60,6 +78,17 @@ def table(results: list[dict[str, object]]) -> str:
     for name in dict.fromkeys(str(result["recipe"]) for result in results):
         found = {(r["data"], r["seed"]): f"{r['first']} -> {r['last']}" for r in results if r["recipe"] == name}
         rows.append([f"`{name}`", *(found.get(column, "") for column in columns)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def health(results: list[dict[str, object]]) -> str:
+    """Markdown: what the targets were like at the end, each number the mean over data sets and seeds."""
+    rows = [["recipe", "term", *(name[1:] for name in HEALTH)], ["---"] * (2 + len(HEALTH))]
+    for name in dict.fromkeys(str(result["recipe"]) for result in results):
+        seen: list[dict[str, float]] = [r["health"] for r in results if r["recipe"] == name and r.get("health")]  # type: ignore[misc]
+        for term in load(name).terms if seen else ():
+            columns = [[one[key] for one in seen if (key := f"target/{term}{what}") in one] for what in HEALTH]
+            rows.append([f"`{name}`", term, *(f"{statistics.fmean(c):.3g}" if c else "" for c in columns)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -78,13 +107,14 @@ def main() -> None:
         for data in IMAGES:
             small = data != "shapes:train=4800,val=100"
             for seed in SEEDS:
-                changed = load(name, overrides(name, IMAGES[data], small, seed)).hash
+                clip = options.out / f"clip-{'32' if small else '64'}"
+                changed = load(name, overrides(name, IMAGES[data], small, seed, clip)).hash
                 if any(result["hash"] == changed for result in results):
                     continue
                 results = [r for r in results if (r["recipe"], r["data"], r["seed"]) != (name, data, seed)]
-                results.append(measure(name, data, options.cifar if small else data, small, seed, options.out))
+                results.append(measure(name, data, options.cifar if small else data, small, seed, options.out, clip))
                 file.write_text("".join(json.dumps(result) + "\n" for result in results))
-    print(table(results))
+    print(f"{table(results)}\n\n{health(results)}")
 
 
 if __name__ == "__main__":

@@ -299,3 +299,12 @@ def test_a_recipe_with_an_untrained_parameter_is_refused(register: Any) -> None:
     register(heads={"bad": bad(FC, __init__=built_with(FC, extra=parameter))})
     with pytest.raises(AssertionError, match=r"get no gradient: \['branches.mim.head.extra'\]"):
         testing.check_recipe("data2vec-micro", ["head=bad", "student.depth=1", "teacher.layers=[0]"])
+
+
+@pytest.mark.slow
+def test_a_recipe_that_draws_anew_in_each_process_is_told_from_one_that_adds_up() -> None:
+    """Statistics of the global batch add up; drop path does not, and stands for whatever a process keeps to itself."""
+    small = ["student.depth=2", "teacher.layers=[0]", "norm=batch"]
+    testing.check_processes("data2vec-micro", small)
+    with pytest.raises(AssertionError, match="in 2 processes differs from that in one by"):
+        testing.check_processes("data2vec-micro", [*small, "student.drop_path=0.9"])

@@ -155,3 +155,20 @@ def test_a_failing_worker_leaves_no_process_behind(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="a bug in a source"):
         trained(toys.recipe(), tmp_path, Broken(), workers=2)
     assert multiprocessing.active_children() == []
+
+
+class Grey(toys.Noise):
+    """The same grey image again and again."""
+
+    def read(self, index: int) -> torch.Tensor:
+        return torch.full((3, 20, 18), 100, dtype=torch.uint8)
+
+
+def test_a_collapsed_target_is_told_once_and_kept_whenever_the_run_stops(tmp_path: Path) -> None:
+    recipe = toys.recipe("mae-micro", "norm=identity")
+    trained(recipe, tmp_path, Grey(), stop_after=2)
+    trained(recipe, tmp_path, Grey())
+    (line,) = (tmp_path / "warnings.txt").read_text().splitlines()
+    assert line.startswith("step 1: terms.mim: the target says nearly the same of every patch (spread ")
+    trained(recipe, tmp_path / "noise")
+    assert not (tmp_path / "noise" / "warnings.txt").exists()

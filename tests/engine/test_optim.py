@@ -7,7 +7,7 @@ import math
 import pytest
 
 from unimim import Objective
-from unimim.engine.optim import adamw, parameter_groups, set_rate
+from unimim.engine.optim import adamw, parameter_groups, set_decay, set_rate
 from unimim.engine.run import Plan, split
 from unimim.schedule import Optimization
 
@@ -40,6 +40,15 @@ def test_layer_decay_falls_from_the_head_to_the_embeddings() -> None:
     assert named["student.blocks.1.mlp.fc1.weight"] == 2.0 * 0.5
     assert named["student.norm.weight"] == 2.0
     assert named["branches.mim.head.proj.weight"] == 2.0
+
+
+def test_the_decay_of_a_step_leaves_vectors_alone() -> None:
+    objective = Objective(recipe("beit-micro"))
+    optimizer = adamw(objective, Optimization(lr=1.0, weight_decay={"start": 0.04, "end": 0.4}), objective.depth_of)
+    before = {group["weight_decay"] for group in optimizer.param_groups}
+    set_decay(optimizer, 0.2)
+    assert sorted(before) == pytest.approx([0, 0.04])
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.2}
 
 
 @pytest.mark.parametrize(

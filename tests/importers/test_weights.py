@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unimim import Objective, load, weights
+from unimim.importers import read_weights
 
 SMALL = ["student.dim=32", "student.depth=2", "student.num_heads=2", "student.image_size=32"]
 
@@ -115,6 +116,15 @@ def test_the_student_needs_no_teacher(tmp_path: Path) -> None:
     assert equal(weights.load_student(tmp_path), small().student)
     with pytest.raises(ValueError, match=r"missing: .* and \d+ more"):
         weights.load(tmp_path)
+
+
+def test_a_plugin_reads_recipe_and_tensors_without_building_anything(tmp_path: Path) -> None:
+    objective = small()
+    weights.save(objective, tmp_path)
+    recipe, tensors = read_weights(tmp_path)
+    assert recipe == objective.recipe
+    assert {*tensors} == {*objective.training_state()}
+    assert all(tensors[name].equal(value) for name, value in objective.training_state().items())
 
 
 def test_damaged_and_absent_files(tmp_path: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unimim import Batch, Recipe, Rendition, Sampling
+from unimim import Batch, Mask, Recipe, Rendition, Sampling
+from unimim.masks import Random
 
 RENDITION = Rendition((8, 12), "lanczos")
 IMAGES = [
@@ -19,20 +21,22 @@ IMAGES = [
 ]
 
 
+BASE: dict[str, Any] = {
+    "name": "toy",
+    "student": {"name": "vit", "image_size": (16, 24), "patch_size": 4, "dim": 8, "depth": 1, "num_heads": 2},
+    "views": {"name": "crop", "jitter": 0.4},
+    "mask": {"name": "block", "ratio": 0.4, "min_block": 4},
+    "teacher": "pixel",
+    "head": "fc",
+    "loss": "l2",
+    "optimization": {"lr": 1e-3},
+    "batch": 4,
+    "epochs": 1,
+}
+
+
 def recipe(**changes: Any) -> Recipe:
-    data = {
-        "name": "toy",
-        "student": {"name": "vit", "image_size": (16, 24), "patch_size": 4, "dim": 8, "depth": 1, "num_heads": 2},
-        "views": {"name": "crop", "jitter": 0.4},
-        "mask": {"name": "block", "ratio": 0.4, "min_block": 4},
-        "teacher": "pixel",
-        "head": "fc",
-        "loss": "l2",
-        "optimization": {"lr": 1e-3},
-        "batch": 4,
-        "epochs": 1,
-    }
-    return Recipe.model_validate(data | changes)
+    return Recipe.model_validate(BASE | changes)
 
 
 def sampling(**changes: Any) -> Sampling:
@@ -100,3 +104,72 @@ def test_a_batch_has_what_the_recipe_and_the_teachers_ask_for() -> None:
 def test_an_exact_count_gives_static_shapes(mask: dict[str, Any], static: bool) -> None:
     (mask_drawn,) = batch(sampling(mask=mask), [*range(6)]).masks["main"]
     assert (mask_drawn.hidden_valid is None) == static
+
+
+class Dealt(Random):
+    """Random masks whose hidden patches are dealt to three groups, and count by their group."""
+
+    class Config(Random.Config):
+        name: Literal["dealt"] = "dealt"  # type: ignore[assignment]
+
+        @property
+        def num_groups(self) -> int:
+            return 3
+
+        @property
+        def weighs(self) -> bool:
+            return True
+
+    def group(self, hidden: Any, rng: Any) -> Any:
+        group = np.zeros(hidden.shape, dtype=np.int64)
+        for row, own in zip(group, hidden, strict=True):
+            row[rng.permutation(np.flatnonzero(own))] = np.arange(own.sum()) % 3
+        return group
+
+    def weight(self, hidden: Any, grid: Any) -> Any:
+        return np.where(hidden, 1.5, 0.5).astype(np.float32)
+
+
+def test_groups_order_the_hidden_index_and_weights_come_along(register: Any) -> None:
+    register(masks={"dealt": Dealt})
+    made = sampling(mask={"name": "dealt", "ratio": 0.75})
+    whole = batch(made, [*range(6)])
+    (mask,) = whole.masks["main"]
+    plain = Mask.from_hidden(mask.hidden, 18)
+    assert mask.groups == 3
+    runs = mask.hidden_index.view(6, 3, 6)
+    assert (runs.diff(dim=-1) > 0).all(), "each run ascends"
+    assert mask.hidden_index.sort(1).values.equal(plain.hidden_index)
+    assert not mask.hidden_index.equal(plain.hidden_index)
+    assert mask.visible_index.equal(plain.visible_index)
+    assert mask.weight is not None
+    assert mask.weight.equal(torch.where(mask.hidden, 1.5, 0.5))
+    alone = batch(pickle.loads(pickle.dumps(made)), [4]).masks["main"][0]
+    assert alone.hidden_index.equal(mask.hidden_index[4:5])
+
+
+def test_each_view_is_masked_on_its_own_grid() -> None:
+    views = {"name": "multi_crop", "num_focal": 2, "focal_size": 8}
+    masks = {"main": {"name": "random", "ratio": 0.5}, "focal0": "none", "focal1": "none"}
+    student = {"name": "vit", "image_size": 16, "patch_size": 4, "dim": 8, "depth": 1, "num_heads": 2}
+    changes = {"views": views, "masks": masks, "student": student, "where": "image", "mask": None, "view": "target"}
+    data = {key: value for key, value in (BASE | changes).items() if value is not None}
+    value = Recipe.model_validate(data)
+    made = Sampling(value, value.student.geometry).collate(
+        [Sampling(value, value.student.geometry)(IMAGES[0], 0, index) for index in range(2)]
+    )
+    assert {view: folds[0].hidden.shape for view, folds in made.masks.items()} == {
+        "main": (2, 16),
+        "focal0": (2, 4),
+        "focal1": (2, 4),
+    }
+    assert value.hides("main")
+    assert not value.hides("focal0")
+    for change, problem in (
+        ({"where": "all"}, "answers for the image only"),
+        ({"view": "focal0"}, "teachers see whole views"),
+        ({"views": views | {"focal_size": 10}}, "not whole patches"),
+        ({"student": student | {"positions": "none", "relative_positions": "shared"}}, "takes .* only"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            Recipe.model_validate(data | change)

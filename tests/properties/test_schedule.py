@@ -51,8 +51,22 @@ def test_a_schedule_survives_json(start: float, end: float, until: float, shape:
     assert Schedule.model_validate_json(schedule.model_dump_json()) == schedule
 
 
+@given(values, values, st.floats(0.05, 0.9), shapes, fractions)
+def test_the_next_schedule_takes_over_at_until_and_runs_over_the_rest(
+    start: float, end: float, until: float, shape: str, fraction: float
+) -> None:
+    rest = Schedule(start=end, end=3.0, until=0.5)
+    schedule = Schedule(start=start, end=end, until=until, shape=shape, then=rest)
+    assert Schedule.model_validate_json(schedule.model_dump_json()) == schedule
+    assert schedule(1) == 3
+    if fraction < until:
+        assert schedule(fraction) == Schedule(start=start, end=end, until=until, shape=shape)(fraction)
+    else:
+        assert schedule(fraction) == rest((fraction - until) / (1 - until))
+
+
 @pytest.mark.parametrize(
-    "fields", [{"until": 0}, {"until": 1.5}, {"shape": "step"}, {"end": float("nan")}, {"ende": 1}]
+    "fields", [{"until": 0}, {"then": 1}, {"until": 11}, {"shape": "step"}, {"end": float("nan")}, {"ende": 1}]
 )
 def test_impossible_schedules_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
@@ -105,3 +119,21 @@ def test_beit_reaches_the_peak_in_the_last_warm_up_step_and_mae_one_later() -> N
     assert [beit.rate(step, 100, 5, 1) for step in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
     assert [mae.rate(step, 100, 5, 1) for step in range(6)] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert mae.rate(52.5, 100, 5, 1) == pytest.approx(0.5), "half way down after half of the remaining steps"
+
+
+@given(values, values, st.floats(1, 2), shapes, fractions)
+def test_training_may_end_before_a_schedule_does(start: float, end: float, until: float, shape: str, f: float) -> None:
+    stretched, whole = (Schedule(start=start, end=end, until=u, shape=shape) for u in (until, 1))
+    assert stretched(f) == pytest.approx(whole(f / until), abs=1e-9)
+
+
+def test_weight_decay_is_a_number_or_a_schedule_and_a_number_stays_one() -> None:
+    constant = Optimization(lr=1, weight_decay=0.1)
+    assert constant.model_dump()["weight_decay"] == 0.1
+    assert "until" not in constant.model_dump()
+    ramp = Optimization(lr=1, weight_decay={"start": 0.04, "end": 0.4, "shape": "cosine"}, until=1.25)
+    assert Optimization.model_validate_json(ramp.model_dump_json()) == ramp
+    assert ramp.weight_decay(0.5) == pytest.approx(0.22)
+    assert ramp.rate(80, 80, 1, 256) == pytest.approx(constant.rate(80, 100, 1, 256)), "the cosine of a longer training"
+    with pytest.raises(ValidationError):
+        Optimization(lr=1, weight_decay=-0.1)

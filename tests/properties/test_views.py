@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unimim import Rendition, View
 from unimim.address import rng
-from unimim.views import Center, Crop, random_box
+from unimim.views import Center, ColorDraw, Colors, Crop, MultiCrop, Pair, random_box
 
 sides = st.integers(1, 90)
 sizes = st.tuples(st.integers(2, 40), st.integers(2, 40))
@@ -140,3 +140,83 @@ def test_jitter_changes_colours_of_all_renditions_together() -> None:
     assert len(colours.unique(dim=0)) > 10
     for view in views:
         assert (view.renditions[rendition].float().mean((2, 3)) - view.image.float().mean((2, 3))).abs().max() <= 1
+
+
+STRONG = {"jitter": 0.8, "grey": 0.2, "blur": 0.5, "solarize": 0.2}
+
+
+@given(st.integers(40, 90), st.integers(40, 90), seeds)
+def test_a_shared_crop_differs_in_colours_alone(height: int, width: int, seed: int) -> None:
+    image, double = gradient(height, width), Rendition((32, 48))
+    made = build(Pair, crops="shared", other=STRONG).sample(image, rng(seed), (16, 24), [double])
+    main, other = made["main"], made["other"]
+    assert main.box is not None
+    assert other.box is not None
+    assert main.box.equal(other.box)
+    assert main.flip is not None
+    assert other.flip is not None
+    assert main.flip.equal(other.flip)
+    plain = build(Pair, crops="shared").sample(image, rng(seed), (16, 24), [double])
+    assert main.image.equal(plain["main"].image), "what is drawn for one view does not move the other"
+    assert plain["main"].image.equal(plain["other"].image)
+
+
+def test_independent_crops_differ_and_their_boxes_say_so() -> None:
+    image, apart = gradient(80, 70), []
+    for seed in range(20):
+        made = build(Pair, interpolation="bilinear").sample(image, rng(seed), (64, 64), [])
+        for view in made.values():
+            assert view.box is not None
+            assert view.flip is not None
+            top, left, h, w = view.box[0].tolist()
+            corner = view.image[0, :2, 2, -3 if view.flip else 2].float() / 255
+            assert corner.tolist() == pytest.approx([top + h * 2.5 / 64, left + w * 2.5 / 64], abs=0.03)
+        apart.append(not made["main"].box.equal(made["other"].box))  # type: ignore[union-attr, arg-type]
+    assert all(apart)
+
+
+def test_focal_views_are_smaller_in_pixels_and_area() -> None:
+    policy = build(MultiCrop, num_focal=3, focal_size=8)
+    rendition = Rendition((20, 20))
+    for seed in range(10):
+        made = policy.sample(gradient(60, 50), rng(seed), (16, 24), [rendition])
+        assert [*made] == ["target", "main", "focal0", "focal1", "focal2"]
+        for name, view in made.items():
+            assert view.image.shape[-2:] == policy.config.size_of(name, (16, 24))
+            assert [*view.renditions] == ([] if name.startswith("focal") else [rendition])
+            assert view.box is not None
+            area = float(view.box[0, 2] * view.box[0, 3])
+            assert area < 0.4 if name.startswith("focal") else area > 0.2
+
+
+def test_colours_leave_the_places_and_the_type_alone() -> None:
+    image = gradient(20, 30)
+    nothing = ColorDraw((1.0, 1.0, 1.0, 0.0), (), False, 0.0, False)
+    assert nothing(image).equal(image)
+    grey = nothing._replace(grey=True)(image)
+    assert (grey == grey[:1]).all()
+    blurred = nothing._replace(sigma=2.0)(image)
+    assert (blurred.dtype, blurred.shape) == (image.dtype, image.shape)
+    assert (blurred.float().diff(dim=-1).abs().max() <= image.float().diff(dim=-1).abs().max()).all()
+    assert nothing._replace(solarize=True)(image).equal(torch.where(image < 128, image, 255 - image))
+
+
+def test_chances_are_kept_and_a_draw_without_chances_does_nothing() -> None:
+    draws = [Colors(**STRONG).draw(rng(seed)) for seed in range(2000)]
+    shares = [
+        sum(map(bool, found)) / 2000
+        for found in zip(*((d.order, d.grey, d.sigma, d.solarize) for d in draws), strict=True)
+    ]
+    assert shares == pytest.approx([0.8, 0.2, 0.5, 0.2], abs=0.03)
+    idle = Colors().draw(rng(0))
+    assert (idle.order, idle.grey, idle.sigma, idle.solarize) == ((), False, 0.0, False)
+    assert all(0.6 <= factor <= 1.4 for draw in draws for factor in draw.amounts[:3])
+    assert all(3 not in draw.order for draw in [Colors(jitter=1, hue=0).draw(rng(seed)) for seed in range(5)])
+
+
+def test_impossible_colours_and_crops_are_refused() -> None:
+    for fields in ({"main": {"sigma": (2, 1)}}, {"scale": (0.5, 0.2)}, {"ratio": (0, 1)}):
+        with pytest.raises(ValueError, match="must be"):
+            build(Pair, **fields)
+    with pytest.raises(ValueError, match="focal_scale must be"):
+        build(MultiCrop, focal_scale=(0, 1))

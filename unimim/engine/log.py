@@ -110,6 +110,15 @@ class Log:
         if not self.quiet:
             self.console.print(Text(clean(message)), highlight=False, soft_wrap=True)
 
+    def warn(self, step: int, message: str) -> None:
+        """Say what has gone wrong, once a run, and keep it in warnings.txt."""
+        path = self.folder / "warnings.txt"
+        kind = message.partition("(")[0]
+        if rank() == 0 and not (path.exists() and kind in path.read_text(encoding="utf-8")):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"step {step}: {message}\n")
+            self.say(f"warning, step {step}: {message}")
+
     def _tell(self, what: Callable[[Logger], None]) -> None:
         """`what` with every logger; one that raises is dropped, which is said once, and training goes on."""
         for logger in [*self.loggers]:

@@ -22,7 +22,7 @@ from .data.sources import ImageSource
 from .distributed import Agreement, accumulating, parallel
 from .folder import read_status, write_status
 from .log import Log
-from .optim import adamw, set_rate
+from .optim import adamw, set_decay, set_rate
 from .run import Plan, Run, split
 from .state import awaited_state, student_state, training_state
 from .watch import Watch
@@ -42,6 +42,7 @@ class Trainable(Protocol):
     @property
     def needs_fit(self) -> bool: ...
     def fit(self, batches: Iterable[Batch]) -> None: ...
+    def warnings(self, values: Mapping[str, float]) -> list[str]: ...
     def on_step_start(self, progress: Progress) -> None: ...
     def on_step_end(self, progress: Progress) -> None: ...
     def on_epoch_end(self, progress: Progress) -> None: ...
@@ -100,6 +101,7 @@ def train(
                 watch.enter("step", step)
                 objective.on_step_start(progress)
                 set_rate(optimizer, plan.rate(step))
+                set_decay(optimizer, plan.optimization.weight_decay(progress.fraction))
                 with memory_advice(batches):
                     losses = backward(model, objective, batches, plan, step)
                 grad_norm = clip(objective, plan.optimization.clip_norm)
@@ -118,6 +120,8 @@ def train(
                 if done % run.log_every == 0 or last:
                     values = meters.read(objective.health)
                     loss = values["loss"] if "skipped" not in values else loss
+                    for warning in objective.warnings(values):
+                        log.warn(done, warning)
                     log.scalars(done, {"epoch": round(done / plan.steps_per_epoch, 4), "lr": plan.rate(step), **values})
                 # Checkpoint
                 stop, due = agreement.on(interrupted(), time.monotonic() - saved_at > run.checkpoint_minutes * 60)

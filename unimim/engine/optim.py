@@ -21,7 +21,12 @@ def parameter_groups(module: nn.Module, policy: Optimization, depth_of: Callable
         scale = 1.0 if policy.layer_decay is None else policy.layer_decay ** depth_of(name)
         groups.setdefault((plain, scale), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": 0.0 if plain else policy.weight_decay, "rate_scale": scale}
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if plain else policy.weight_decay(0),
+            "decays": not plain,
+            "rate_scale": scale,
+        }
         for (plain, scale), parameters in groups.items()
     ]
 
@@ -35,3 +40,9 @@ def adamw(module: nn.Module, policy: Optimization, depth_of: Callable[[str], int
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate_scale"]
+
+
+def set_decay(optimizer: torch.optim.Optimizer, decay: float) -> None:
+    for group in optimizer.param_groups:
+        if group["decays"]:
+            group["weight_decay"] = decay

@@ -54,6 +54,7 @@ _HOME = {
     "SWIN_IGNORED": "swin",
     "swin_encoder": "swin",
     "read_checkpoint": ".foreign",
+    "read_weights": ".weights",
     "export_timm": "timm",
     "convert": "commands",
     "export": "commands",
@@ -81,12 +82,14 @@ __all__ = [
     "position_index",
     "ratio",
     "read_checkpoint",
+    "read_weights",
     "swin_encoder",
     "under",
 ]
 
 if TYPE_CHECKING:
     from ..foreign import read_checkpoint
+    from ..weights import read_weights
     from .base import UNTOLD, Imported, Importer, need
     from .commands import convert, export
     from .mae import DECODER, decoder, decoder_positions

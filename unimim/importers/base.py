@@ -18,9 +18,8 @@ from ..training import build
 from ..types import TargetSpec
 from ..weights import check
 
-STUDENT, HEAD, COPY = "student.", "branches.mim.head.", "teachers.mim.copy."
-"""Where the student, and the head and momentum copy of the term `mim`, stand in an objective's state dict. Further terms
-of a recipe may bring no tensors of their own."""
+STUDENT, HEADS = "student.", "branches."
+"""Where the student and the heads of all terms stand in an objective's state dict."""
 
 UNTOLD = object()
 """The value of a recipe key that tensors cannot tell and an override must."""
@@ -56,20 +55,21 @@ class Importer(ABC):
 
     recipe: the registered recipe that says everything the tensors do not; its variant of their width is taken where
     there is one.  rules: {official name, a regular expression: name in Objective.state_dict()}.  ignored: {official
-    name, a regular expression: reason}.  prediction: official name of the vector as wide as the predictions.  complete:
-    where the head is to be found if the file has none.  momentum: the part of the file that holds the momentum teacher;
-    its tensors arrive as "<momentum>.<name>" and follow the same rules.  momentum_head: that part holds the copy of the head
-    as well (`Head.momentum_copy`).
+    name, a regular expression: reason}.  prediction: official name of the vector as wide as the predictions of the term
+    `mim`, or {term: that name} of every term whose head has tensors.  complete: where the head is to be found if the file
+    has none.  momentum: the part of the file that holds the momentum teacher; its tensors arrive as "<momentum>.<name>"
+    and follow the same rules, after rules for such a name itself. Where they stand among the others instead, rules name
+    them as the objective does, teachers.<term>.copy.  taught: the term whose teacher that is.
     """
 
     name: ClassVar[str]
     recipe: ClassVar[str]
     rules: ClassVar[Mapping[str, str]]
     ignored: ClassVar[Mapping[str, str]] = {}
-    prediction: ClassVar[str]
+    prediction: ClassVar[str | Mapping[str, str]]
     complete: ClassVar[str] = ""
     momentum: ClassVar[str] = ""
-    momentum_head: ClassVar[bool] = False
+    taught: ClassVar[str] = "mim"
     notes: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -105,42 +105,57 @@ class Importer(ABC):
         """
         state = self.adapt(state)
         loaded, ignored = self._rename(state)
-        headless = not any(name.startswith(HEAD) for name in loaded)
+        headless = not any(name.startswith(HEADS) for name in loaded)
         if headless and loaded and not allow_missing_head:
             hint = f"; {self.complete}" if self.complete else ""
             raise ValueError(f"no tensors of the head{hint}; or allow a missing head, which then starts afresh")
         recipe = self._describe(state, overrides)
         loaded = {self.place(name, recipe): key for name, key in loaded.items()}
+        wanted = self._wanted(recipe, dict.fromkeys(self._predictions, 1) if headless else self._widths(state))
+        for name in [name for name in loaded if name.startswith(f"{self._copy}head.") and name not in wanted]:
+            ignored[loaded.pop(name)] = "the momentum teacher does without it"
         tensors = {name: state[key].contiguous() for name, key in loaded.items()}
         notes = self.notes
-        wanted = self._wanted(recipe, 1 if headless else self._width(state))
-        if self.momentum and not any(name.startswith(COPY) for name in loaded):
-            live = {name: _live(name) for name in wanted if name.startswith(COPY)}
-            tensors |= {name: tensors[source] for name, source in live.items() if source in tensors}
-            notes += (f"the file has no {self.momentum}: the momentum teacher starts as a copy of the student",)
-        fresh = tuple(name for name in wanted if headless and _live(name).startswith(HEAD))
+        followed = {name: self._followed(name) for name in wanted if name.startswith(self._copy)}
+        if followed and not any(name.startswith(self._copy) for name in loaded):
+            tensors |= {name: tensors[source] for name, source in followed.items() if source in tensors}
+            part = self.momentum or "momentum teacher"
+            notes += (f"the file has no {part}: the momentum teacher starts as a copy of the student",)
+        fresh = tuple(name for name in wanted if headless and followed.get(name, name).startswith(HEADS))
         given = {name: wanted[name] for name in wanted if name not in fresh}
         check(given, tensors, f"not a checkpoint of {recipe.name!r}")
         return Imported(recipe, tensors, loaded, ignored | self._compare(state, recipe), fresh, notes)
 
     def _rename(self, state: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, str]]:
         """{our name: official name} and {official name: reason}; every official name is in one of them."""
-        loaded, ignored = {}, {}
+        loaded, ignored, head = {}, {}, f"{HEADS}{self.taught}.head."
         for key in state:
             copied = bool(self.momentum) and key.startswith(f"{self.momentum}.")
             bare = key.removeprefix(f"{self.momentum}.") if copied else key
-            name = apply(self.rules, bare)
+            name = (apply(self.rules, key) if copied else None) or apply(self.rules, bare)
             if name is None:
                 ignored[key] = apply(self.ignored, bare) or f"unknown to importer {self.name!r}"
-            elif not copied:
+            elif not copied or name.startswith(self._copy):
                 loaded[name] = key
-            elif name.startswith(STUDENT):
-                loaded[f"{COPY}{name}"] = key
-            elif self.momentum_head:
-                loaded[f"{COPY}head.{name.removeprefix(HEAD)}"] = key
+            elif name.startswith((STUDENT, head)):
+                loaded[f"{self._copy}{name.replace(head, 'head.')}"] = key
             else:
-                ignored[key] = "the momentum teacher is a copy of the student alone"
+                ignored[key] = "the momentum teacher does without it"
         return loaded, ignored
+
+    @property
+    def _copy(self) -> str:
+        """Where the momentum copy stands in an objective's state dict."""
+        return f"teachers.{self.taught}.copy."
+
+    def _followed(self, name: str) -> str:
+        """The tensor that one of the momentum copy follows."""
+        part = name.removeprefix(self._copy)
+        return part if part.startswith(STUDENT) else f"{HEADS}{self.taught}.{part}"
+
+    @property
+    def _predictions(self) -> Mapping[str, str]:
+        return {"mim": self.prediction} if isinstance(self.prediction, str) else self.prediction
 
     def _describe(self, state: Mapping[str, Tensor], overrides: Sequence[str]) -> Recipe:
         """The recipe whose network has these tensors."""
@@ -169,22 +184,27 @@ class Importer(ABC):
         names = [name for name in (self.recipe, *sizes) if not name.endswith("-micro")]
         return next((name for name in names if load(name).data()["student"]["dim"] == dim), self.recipe)
 
-    def _width(self, state: Mapping[str, Tensor]) -> int:
-        need(state, self.prediction)
-        return len(state[self.prediction])
+    def _widths(self, state: Mapping[str, Tensor]) -> dict[str, int]:
+        need(state, *self._predictions.values())
+        return {term: len(state[name]) for term, name in self._predictions.items()}
 
-    def _wanted(self, recipe: Recipe, width: int) -> dict[str, Tensor]:
-        """The objective's tensors that a checkpoint should hold, as shapes: student, head, and the momentum copy."""
-        term = recipe.terms["mim"]
+    def _wanted(self, recipe: Recipe, widths: Mapping[str, int]) -> dict[str, Tensor]:
+        """The objective's tensors that a checkpoint should hold, as shapes: student, heads, and the momentum copy."""
+        taught = any(rule.startswith(self._copy) for rule in self.rules.values()) or bool(self.momentum)
         with torch.device("meta"):
             student = recipe.student.build()
-            loss = term.loss.build(TargetSpec(width, term.teacher.discrete))
-            head = term.head.build(student, loss.out_dim)
-        wanted = {STUDENT + name: tensor for name, tensor in student.state_dict().items()}
-        copied = {COPY + name: tensor for name, tensor in wanted.items()} if self.momentum else {}
-        if self.momentum_head:
-            copied |= {f"{COPY}head.{name}": tensor for name, tensor in head.momentum_copy().state_dict().items()}
-        return wanted | {HEAD + name: tensor for name, tensor in head.state_dict().items()} | copied
+            wanted = {STUDENT + name: tensor for name, tensor in student.state_dict().items()}
+            for name, width in widths.items():
+                term = recipe.terms[name]
+                loss = term.loss.build(TargetSpec(width, term.teacher.discrete))
+                head = term.head.build(student, loss.out_dim)
+                wanted |= {f"{HEADS}{name}.head.{part}": tensor for part, tensor in head.state_dict().items()}
+                if taught and name == self.taught and not term.teacher.reloads:
+                    teacher = term.teacher.build(student.geometry)
+                    teacher.bind(student, head)
+                    held = {f"teachers.{name}.{part}": tensor for part, tensor in teacher.state_dict().items()}
+                    wanted |= {part: tensor for part, tensor in held.items() if part.startswith(self._copy)}
+        return wanted
 
     def _compare(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, str]:
         """{official name: reason} of the fixed tables, after checking that they are ours."""
@@ -204,12 +224,6 @@ class Importer(ABC):
                     )
                 reasons[key] = f"fixed table, computed by unimim (largest difference {difference:.1g})"
         return reasons
-
-
-def _live(name: str) -> str:
-    """The tensor that one of the momentum copy follows; others as they are."""
-    bare = name.removeprefix(COPY)
-    return HEAD + bare.removeprefix("head.") if bare != name and bare.startswith("head.") else bare
 
 
 def apply(rules: Mapping[str, str], name: str) -> str | None:

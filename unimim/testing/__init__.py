@@ -22,6 +22,7 @@ from .contracts import (
     check_views,
 )
 from .parity import Golden, check_gradients
+from .processes import check_processes
 
 __all__ = [
     "TOY",
@@ -31,6 +32,7 @@ __all__ = [
     "check_loss",
     "check_mask",
     "check_norm",
+    "check_processes",
     "check_recipe",
     "check_student",
     "check_teacher",

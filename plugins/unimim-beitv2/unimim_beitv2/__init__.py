@@ -18,7 +18,7 @@ def unimim_teachers() -> Mapping[str, str]:
 
 @hookimpl
 def unimim_heads() -> Mapping[str, str]:
-    return {"aggregation": "unimim_beitv2.aggregation:Aggregation"}
+    return {"aggregation": "unimim_beitv2.aggregation:Aggregation", "vqkd": "unimim_beitv2.quantizer:Quantizer"}
 
 
 @hookimpl
@@ -28,7 +28,7 @@ def unimim_recipes() -> Mapping[str, Callable[[], Mapping[str, Any]]]:
 
 @hookimpl
 def unimim_importers() -> Mapping[str, str]:
-    return {"beitv2": "unimim_beitv2.importer:BEiTv2"}
+    return {"beitv2": "unimim_beitv2.importer:BEiTv2", "vqkd": "unimim_beitv2.importer:VQKD"}
 
 
 @hookimpl

@@ -79,7 +79,7 @@ class Aggregation(Head):
         num_prefix = encoded.prefix.shape[1]
         second = Encoded(stream[:, num_prefix:], stream[:, :num_prefix], encoded.grid, normed=False)
         norm, linear = self.norm or self.student[0].norm, self.branch or self.proj
-        return self.proj(_asked(encoded, query)), linear(norm(_asked(second, query)))
+        return self.proj(asked(encoded, query)), linear(norm(asked(second, query)))
 
     def aggregate(self, encoded: Encoded) -> Tensor:
         """y (B, P + N, D)."""
@@ -92,7 +92,7 @@ class Aggregation(Head):
         return y
 
 
-def _asked(encoded: Encoded, query: Query) -> Tensor:
+def asked(encoded: Encoded, query: Query) -> Tensor:
     """(B, M, D): tokens at the queried positions, the class token first or alone where it is asked for."""
     if query.index is None:
         return encoded.prefix[:, :1]

@@ -1,4 +1,4 @@
-"""BEiT v2's checkpoints."""
+"""The checkpoints of BEiT v2 and of its tokenizer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from unimim import Recipe
 from unimim.importers import (
     BEIT_ENCODER,
     BLOCK,
+    ENCODER,
     INDICES,
     UNTOLD,
     Importer,
     beit_encoder,
     count,
+    encoder,
+    need,
     position_index,
 )
+
+from .recipes import DINO
 
 EARLY = {12: 8, 24: 20}
 """Depth of the published models: the block (0-based) whose patches their branch reads."""
@@ -64,3 +69,48 @@ class BEiTv2(Importer):
     def fixed(self, recipe: Recipe) -> Mapping[str, Tensor]:
         (index,) = position_index(recipe).values()
         return {INDICES: index, BRANCH_INDICES: index}
+
+
+VIT = {name: ours for name, ours in ENCODER.items() if not name.startswith("norm")} | {
+    r"pos_embed": "student.pos_embed",
+    r"fc_norm\.(weight|bias)": r"student.norm.\1",
+}
+"""The encoder and the decoder of VQ-KD, each under its own prefix."""
+TASK = r"([02]\.(?:weight|bias))"
+DECODER = "branches.mim.head.decoder."
+
+
+class VQKD(Importer):
+    """Official tokenizers of BEiT v2 with their decoders (microsoft/unilm @ 768a3c8, beit2/modeling_vqkd.py)."""
+
+    name = "vqkd"
+    recipe = "vqkd"
+    rules: ClassVar = {
+        **{rf"encoder\.{name}": ours for name, ours in VIT.items()},
+        **{rf"decoder\.{name}": ours.replace("student.", DECODER) for name, ours in VIT.items()},
+        rf"encode_task_layer\.{TASK}": r"branches.mim.head.project.\1",
+        rf"decode_task_layer\.{TASK}": r"branches.mim.head.predict.\1",
+        r"quantize\.embedding\.weight": "branches.mim.head.codebook.codes",
+        r"quantize\.cluster_size": "branches.mim.head.codebook.cluster_size",
+    }
+    ignored: ClassVar = {
+        r"quantize\.embedding\.(?:cluster_size|embed_avg|initted)": "written by the k-means start, then never read",
+        r"teacher_model\..*": "the teacher has its own file",
+        r"scaling_layer\..*": "pixel statistics of the teacher, which knows them",
+        r"loss\..*": "no part of the network",
+    }
+    prediction = "decode_task_layer.2.bias"
+    notes = (
+        "the teacher is another file: convert with teacher.pretrained=null where it cannot be fetched, then use the tokenizer "
+        "or export its student, but do not go on training",
+        "cluster_size, and so the share of dead codes, is that of the file's last epoch or evaluation",
+        "the tensors do not tell eps, nor the number of heads (taken from published models of this width)",
+    )
+
+    def infer(self, state: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        need(state, "encoder.pos_embed", "quantize.embedding.weight", self.prediction)
+        sizes, decoder = encoder(state, "encoder."), encoder(state, "decoder.")
+        head = {key: decoder[f"student.{key}"] for key in ("dim", "depth", "num_heads")}
+        head |= {"num_codes": len(state["quantize.embedding.weight"]), "code_dim": decoder["student.channels"]}
+        teacher = {"terms.mim.teacher": DINO} if len(state[self.prediction]) == 768 else {}
+        return sizes | {f"terms.mim.head.{key}": value for key, value in head.items()} | teacher

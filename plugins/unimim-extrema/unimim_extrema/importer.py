@@ -36,7 +36,6 @@ class ExtreMAImporter(Importer):
     )
     prediction = f"{BASE}.head.6.bias"
     momentum = "momentum_encoder"
-    momentum_head = True
     notes = (
         "officially linear probes read the momentum encoder's class token (here teachers.mim.copy.student), and fine-tuning "
         "starts from the encoder (here student), without class attention, from the mean of its patches",

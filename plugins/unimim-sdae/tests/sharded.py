@@ -1,0 +1,45 @@
+"""Run in two processes: the teacher of a sharded objective answers and follows as that of a whole one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from unimim import Objective, Progress, Sampling, load
+
+
+def build(*overrides: str) -> Any:
+    torch.manual_seed(0)
+    return Objective(load("sdae-micro", overrides))
+
+
+def main(store: str, rank: int, *overrides: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    whole, sharded = build(*overrides), build(*overrides)
+    mesh = init_device_mesh("cpu", (2,))
+    for part in [*sharded.blocks(), sharded]:
+        fully_shard(part, mesh=mesh)
+    sampling = Sampling(whole.recipe, whole.student.geometry, whole.renditions)
+    image = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = sampling.collate([sampling(image, 0, index) for index in range(4)])
+    for epoch in range(2):
+        torch.testing.assert_close(sharded(batch)["loss"], whole(batch)["loss"])
+        for objective in (sharded, whole):
+            objective.on_epoch_end(Progress(epoch, 3, 1))
+    halves, state = 0, whole.state_dict()
+    for name, tensor in sharded.state_dict().items():
+        halves += hasattr(tensor, "full_tensor")
+        value = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        torch.testing.assert_close(value, state[name], rtol=0, atol=1e-7, msg=name)
+    assert halves > 50, "hardly anything was sharded"
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

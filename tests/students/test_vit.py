@@ -1,0 +1,54 @@
+"""The ViT on images of another size than it was built for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from unimim import View
+from unimim.layers import sincos_2d
+from unimim.students.vit import ViT
+
+
+def build(**fields: Any) -> ViT:
+    toy = {"image_size": 32, "patch_size": 8, "dim": 16, "depth": 1, "num_heads": 2}
+    torch.manual_seed(0)
+    return ViT.Config(**(toy | fields)).build()  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("positions", ["learned", "sincos", "sincos_row", "none"])
+def test_another_size_has_its_own_grid_of_tokens(positions: str) -> None:
+    student = build(positions=positions)
+    encoded = student(View(torch.rand(2, 3, 16, 40)))
+    assert encoded.grid == (2, 5)
+    assert encoded.tokens.shape == (2, 10, 16)
+
+
+def test_learned_positions_are_resampled_bicubic_and_the_class_token_keeps_its_own() -> None:
+    student = build()
+    same, small = student._positions((4, 4)), student._positions((2, 2))
+    assert same is student.pos_embed
+    assert small is not None
+    assert student.pos_embed is not None
+    plane = student.pos_embed[:, 1:].view(1, 4, 4, 16).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(plane, scale_factor=0.5, mode="bicubic")
+    assert_close(small[:, 1:], expected.flatten(2).transpose(1, 2))
+    assert small[:, :1].equal(student.pos_embed[:, :1])
+
+
+@pytest.mark.parametrize(("positions", "first"), [("sincos", "column"), ("sincos_row", "row")])
+def test_fixed_positions_are_computed_for_the_new_grid(positions: str, first: Any) -> None:
+    found = build(positions=positions)._positions((2, 5))
+    assert found is not None
+    assert found[0, 1:].equal(sincos_2d((2, 5), 16, first))
+    assert not found[0, 0].any()
+
+
+def test_relative_positions_belong_to_one_size() -> None:
+    student = build(positions="none", relative_positions="shared")
+    assert not student.config.can_resize
+    with pytest.raises(ValueError, match="relative positions for images of"):
+        student(View(torch.rand(1, 3, 16, 16)))
