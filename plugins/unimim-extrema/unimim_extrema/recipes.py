@@ -58,17 +58,21 @@ def extrema(size: str) -> Data:
     if size != "micro":
         return recipe
     student = {"name": "extrema", "image_size": 64, "patch_size": 8, "dim": 128, "depth": 6, "num_heads": 4}
-    faster = {"head_dim": 64, "decay": decay | {"start": 0.99}}
     term = recipe["terms"]["mim"] | {
-        "teacher": ours(teacher | faster, "a faster copy for thousands of steps"),
+        "teacher": ours(teacher | {"head_dim": 64, "decay": decay}, "in proportion to the student; the official decay"),
         "head": ours({"name": "extrema", "hidden": 512}, "in proportion to the student"),
     }
+    shared = micro_optimization()
+    slower = {"lr": 5e-4, "warmup_epochs": 5}
     return (
         recipe
-        | micro_optimization()
+        | shared
         | {
             "terms": {"mim": term},
             "student": ours(student, "as small as the micro ViT"),
+            "optimization": ours(
+                {**shared["optimization"].value, **slower}, "the shared rate of 2e-3 leaves the target one direction"
+            ),
         }
     )
 
