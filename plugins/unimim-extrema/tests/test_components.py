@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from unimim import Batch, Encoded, Objective, Progress, Query, RecipeError, Sampling, View, load, plugins, testing
+from unimim import Batch, Encoded, Objective, Progress, Query, RecipeError, Sampling, Tap, View, load, plugins, testing
 
 TOY = {
     "name": "extrema",
@@ -83,8 +83,9 @@ def test_the_contract_of_a_head() -> None:
         ["student.drop_path=0.5", "student.class_depth=1"],
         ["student.image_size=64", "student.patch_size=8"],
         ["head=fc", "teacher.head_dim=null", "teacher.head=none"],
+        ["head=fc", "teacher={name: self, layers: [0, 1], layer_norm: layer}"],
     ],
-    ids=["colour", "90 % x 8", "no colour", "drop path", "64 px", "no projector"],
+    ids=["colour", "90 % x 8", "no colour", "drop path", "64 px", "no projector", "data2vec's target"],
 )
 def test_trains(changes: list[str]) -> None:
     testing.check_recipe("extrema-micro", [*SMALL, *changes])
@@ -257,6 +258,15 @@ def test_layers_for_layer_wise_rates() -> None:
     assert rest == {student.config.num_layers + 1} == {3}
 
 
+def test_taps_are_the_trunks_with_the_waiting_class_token_first() -> None:
+    student: Any = plugins()["students"]["extrema"].Config(**TOY).build()
+    view, taps = View(torch.rand(2, 3, 16, 24)), (Tap(1), Tap(0, "mlp"))
+    found, trunk = student(view, None, taps).taps, student.trunk(view, None, taps).taps
+    for tap, first in zip(taps, (student.prefix[0], torch.zeros(1, 16)), strict=True):
+        assert found[tap][:, 1:].equal(trunk[tap])
+        assert found[tap][:, :1].equal(first.expand(2, 1, 16))
+
+
 def test_the_head_reads_patches_too() -> None:
     """Asked about patches, which ExtreMA never does, it answers from their tokens, the class token first."""
     student: Any = plugins()["students"]["extrema"].Config(**TOY).build()
@@ -279,7 +289,7 @@ def test_the_head_reads_patches_too() -> None:
         (["where=hidden"], "at hidden positions, but student 'extrema' has none there"),
         (["mask={name: block, count: 75}"], "needs the same count in every image"),
         (["mask=none"], "masks hide nothing"),
-        (["teacher.layers=[0]", "teacher.head=none", "teacher.head_dim=null"], "reads blocks"),
+        (["teacher.layers=[12]", "teacher.head=none", "teacher.head_dim=null"], "has blocks 0 to 11"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_the_recipe(changes: list[str], message: str) -> None:

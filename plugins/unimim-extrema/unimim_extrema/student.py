@@ -73,7 +73,7 @@ class ExtreMA(Student):
             return False
 
         @property
-        def num_layers(self) -> int:
+        def num_blocks(self) -> int:
             return self.depth
 
         @property
@@ -96,13 +96,19 @@ class ExtreMA(Student):
 
     def forward(self, view: View, mask: Mask | None = None, taps: Sequence[Tap] = ()) -> Encoded:
         """view.image (B, C, H, W) of the configured size -> tokens (B, L, D) of the visible patches, or of all without a
-        mask, and the class token as prefix (B, 1, D). No block can be tapped: the class token is in none of them.
+        mask, and the class token as prefix (B, 1, D). Taps are of the ViT's blocks, which c waits for as it is: before their
+        patches they have c, or zeros in an MLP's branch.
         """
-        seen: Encoded = self.trunk(view, mask)
-        token = self.prefix.expand(len(seen.tokens), -1, -1).to(seen.tokens.dtype)
+        seen: Encoded = self.trunk(view, mask, taps)
+        start = self.prefix.expand(len(seen.tokens), -1, -1).to(seen.tokens.dtype)
+        found = {
+            tap: torch.cat([start if tap.point == "block" else torch.zeros_like(start), value], 1)
+            for tap, value in seen.taps.items()
+        }
+        token = start
         for block in self.class_blocks:
             token = block(token, seen.tokens)
-        return replace(seen, tokens=self.norm(seen.tokens), prefix=self.norm(token), normed=True)
+        return replace(seen, tokens=self.norm(seen.tokens), prefix=self.norm(token), taps=found, normed=True)
 
     def layer_of(self, parameter: str) -> int:
         part, _, rest = parameter.partition(".")
