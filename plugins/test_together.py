@@ -35,6 +35,10 @@ DIFFERENCES = {
         "/",
         "the LayerNorms are inside projector and predictor; the target itself is not normalized",
     ),
+    ("conmim", "norm"): (
+        "/",
+        "the BatchNorm is the last layer of the projector, on both sides; nothing comes after it",
+    ),
     ("mvp", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
     ("sim", "norm"): (
         "LayerNorm",

@@ -222,6 +222,25 @@ def test_momentum_teacher(official: Any) -> None:
         Data2vec().read(half, TOLD["data2vec"])
 
 
+def test_momentum_teacher_with_a_copy_of_the_head(official: Any) -> None:
+    """Read where the file has it, copied where it has no teacher at all, and fresh together with a missing head."""
+    _, state = official("data2vec")
+    told = [*TOLD["data2vec"], "teacher.layers=[]", "teacher.head=patches"]
+    copied = state | {f"model_ema.{name}": 2 * state[name] for name in ("lm_head.weight", "lm_head.bias")}
+    built = Data2vec().read(copied, told).objective().state_dict()
+    assert built["teachers.mim.copy.head.proj.weight"].equal(2 * state["lm_head.weight"])
+    with pytest.raises(ValueError, match=r"2 missing: teachers.mim.copy.head.proj"):
+        Data2vec().read(state, told)
+    alone = {name: tensor for name, tensor in state.items() if not name.startswith("model_ema.")}
+    built = Data2vec().read(alone, told).objective().state_dict()
+    assert built["teachers.mim.copy.head.proj.weight"].equal(state["lm_head.weight"])
+    bare = {name: tensor for name, tensor in alone.items() if not name.startswith("lm_head.")}
+    found = Data2vec().read(bare, told, allow_missing_head=True)
+    assert {*found.fresh} == {
+        f"{at}.proj.{part}" for at in ("branches.mim.head", "teachers.mim.copy.head") for part in ("weight", "bias")
+    }
+
+
 @given(height=st.integers(2, 12), width=st.integers(2, 12), learned=st.booleans())
 @settings(deadline=None, max_examples=30)
 def test_grids_from_position_tables(height: int, width: int, learned: bool) -> None:

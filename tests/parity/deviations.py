@@ -155,6 +155,25 @@ def momentum() -> None:
         )
 
 
+def stalling(steps: int = 200_000) -> None:
+    """What is left of the gap between a float32 momentum copy and weights that stand still, and of one in exact numbers."""
+    gaps = torch.tensor([[0.003], [0.03], [0.3]], dtype=torch.float64)
+    start = 0.02 * torch.randn(3, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    live, first = (start * (1 + gaps)).float(), start.float()
+    whole = (live - first).abs().sum(1)
+    for decay in (0.9999, 0.99999):
+        official, ours = first.clone(), first.clone()
+        for _ in range(steps):
+            official.copy_(decay * official + (1.0 - decay) * live)  # timm 0.3.4, ModelEma
+            torch._foreach_lerp_([ours], [live], 1 - decay)
+        for number, gap in enumerate(gaps.flatten().tolist()):
+            left = [float((live - copy).abs().sum(1)[number] / whole[number]) for copy in (official, ours)]
+            print(
+                f"momentum {decay}, {steps} steps, a gap of {gap:.1%} of the weights: official form leaves {left[0]:.1%}, "
+                f"ours {left[1]:.1%}, exact numbers {decay**steps:.1%}"
+            )
+
+
 def order() -> None:
     for name, golden, _, objective, batch in cases():
         if not name.startswith("mae"):
@@ -225,7 +244,7 @@ def tokenizer() -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    for measure in (parity, simmim, precision, momentum, order, means, tokenizer):
+    for measure in (parity, simmim, precision, momentum, stalling, order, means, tokenizer):
         measure()
     if len(sys.argv) > 1:
         pixels(Path(sys.argv[1]))

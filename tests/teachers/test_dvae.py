@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from unimim import Geometry, Rendition, View
-from unimim.teachers.dvae import DVae, map_pixels
+from unimim.layers import map_pixels
+from unimim.teachers.dvae import DVae
 
 FOLDER = Path(os.environ.get("UNIMIM_GOLDENS", Path(__file__).parents[1] / "parity" / "data"))
 SMALL = {"vocab_size": 24, "num_hidden": 8, "blocks_per_group": 1}
@@ -146,6 +147,21 @@ def test_weights_from_a_state_dict(tmp_path: Path, kind: str) -> None:
         torch.save(saved, path, _use_new_zipfile_serialization=kind != "legacy.pth")
     loaded = make(weights=str(path)).encoder.state_dict()
     assert all(value.equal(loaded[name]) for name, value in state.items())
+
+
+def test_weights_from_a_folder_that_unimim_wrote(tmp_path: Path) -> None:
+    state = make().encoder.state_dict()
+    names = {name: name.replace("blocks.output.conv.", "branches.mim.head.output.") for name in state}
+    saved = {name if name.startswith("branches.") else f"student.{name}": state[key] for key, name in names.items()}
+    more = {"branches.mim.head.decoder.blocks.group_1.block_1.res_path.conv_1.b": torch.zeros(2)}
+    save_file({name: value.contiguous() for name, value in (saved | more).items()}, tmp_path / "objective.safetensors")
+    with pytest.raises(ValueError, match="no whole weights folder"):
+        make(weights=str(tmp_path))
+    (tmp_path / "recipe.yaml").touch()
+    loaded = make(weights=str(tmp_path)).encoder.state_dict()
+    assert all(value.equal(loaded[name]) for name, value in state.items())
+    with pytest.raises(ValueError, match=r"\(vocab_size=24 num_hidden=8 blocks_per_group=1\)"):
+        make(weights=str(tmp_path), num_hidden=4)
 
 
 class Hostile:

@@ -19,7 +19,7 @@ from ..types import TargetSpec
 from ..weights import check
 
 STUDENT, HEADS = "student.", "branches."
-"""Where the student and the heads of all terms stand in an objective's state dict."""
+"""Where the student and the heads and losses of all terms stand in an objective's state dict."""
 
 UNTOLD = object()
 """The value of a recipe key that tensors cannot tell and an override must."""
@@ -57,7 +57,8 @@ class Importer(ABC):
     there is one.  rules: {official name, a regular expression: name in Objective.state_dict()}.  ignored: {official
     name, a regular expression: reason}.  prediction: official name of the vector as wide as the predictions of the term
     `mim`, or {term: that name} of every term whose head has tensors.  complete: where the head is to be found if the file
-    has none.  momentum: the part of the file that holds the momentum teacher; its tensors arrive as "<momentum>.<name>"
+    has none.  part: the part of the file that holds the student, if it is none of the usual ones; tensors beside it come
+    along.  momentum: the part of the file that holds the momentum teacher; its tensors arrive as "<momentum>.<name>"
     and follow the same rules, after rules for such a name itself. Where they stand among the others instead, rules name
     them as the objective does, teachers.<term>.copy.  taught: the term whose teacher that is.
     """
@@ -68,6 +69,7 @@ class Importer(ABC):
     ignored: ClassVar[Mapping[str, str]] = {}
     prediction: ClassVar[str | Mapping[str, str]]
     complete: ClassVar[str] = ""
+    part: ClassVar[str | None] = None
     momentum: ClassVar[str] = ""
     taught: ClassVar[str] = "mim"
     notes: ClassVar[tuple[str, ...]] = ()
@@ -198,7 +200,8 @@ class Importer(ABC):
                 term = recipe.terms[name]
                 loss = term.loss.build(TargetSpec(width, term.teacher.discrete))
                 head = term.head.build(student, loss.out_dim)
-                wanted |= {f"{HEADS}{name}.head.{part}": tensor for part, tensor in head.state_dict().items()}
+                for kind, owner in (("head", head), ("loss", loss)):
+                    wanted |= {f"{HEADS}{name}.{kind}.{part}": tensor for part, tensor in owner.state_dict().items()}
                 if taught and name == self.taught and not term.teacher.reloads:
                     teacher = term.teacher.build(student.geometry)
                     teacher.bind(student, head)

@@ -80,7 +80,9 @@ def convert(
     importer: Importer = plugins()["importers"][kind]()
     parts = read_parts(path)
     momentum = parts.get(importer.momentum, {}) if importer.momentum else {}
-    state = choose(parts, key, path) | {f"{importer.momentum}.{name}": tensor for name, tensor in momentum.items()}
+    beside = {} if importer.part is None else parts.get("", {})
+    state = choose(parts, key or importer.part, path) | beside
+    state |= {f"{importer.momentum}.{name}": tensor for name, tensor in momentum.items()}
     try:
         imported = importer.read(state, overrides, allow_missing_head)
         objective = imported.objective()

@@ -2,82 +2,37 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..axes import Teacher
+from ..layers.dalle import DALLE_STRIDE, Conv, conv_encoder, map_pixels
 from ..types import Geometry, Mask, Rendition, Target, TargetSpec, View
 from .pickled import read_tensors
 
-_STRIDE = 8
-
-
-def map_pixels(image: Tensor) -> Tensor:
-    """0.8 x + 0.1: keeps [0, 1] pixels off the ends, where the logit-Laplace distribution has none."""
-    return 0.8 * image + 0.1
-
-
-class Conv(nn.Module):
-    """k x k convolution that keeps the size; its parameters are called w and b in the official files."""
-
-    def __init__(self, num_in: int, num_out: int, kernel: int) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.randn(num_out, num_in, kernel, kernel) / math.sqrt(num_in * kernel**2))
-        self.b = nn.Parameter(torch.zeros(num_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.w, self.b, padding=self.w.shape[-1] // 2)
-
-
-class Block(nn.Module):
-    """x -> id_path(x) + gain * res_path(x); res_path is four times ReLU and convolution, at a quarter of the width."""
-
-    def __init__(self, num_in: int, num_out: int, gain: float) -> None:
-        super().__init__()
-        self.gain = gain
-        width = num_out // 4
-        self.id_path = nn.Identity() if num_in == num_out else Conv(num_in, num_out, 1)
-        sizes = [(num_in, width, 3), (width, width, 3), (width, width, 3), (width, num_out, 1)]
-        parts = OrderedDict[str, nn.Module]()
-        for number, size in enumerate(sizes, 1):
-            parts[f"relu_{number}"] = nn.ReLU()
-            parts[f"conv_{number}"] = Conv(*size)
-        self.res_path = nn.Sequential(parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.id_path(x) + self.gain * self.res_path(x)
-        return out
+_TRAINED = {
+    r"student\.(blocks\..+)": r"\1",
+    r"branches\.[^.]+\.head\.output\.([wb])": r"blocks.output.conv.\1",
+}
+"""Tensors of an objective, and the official names of those that make up the encoder."""
 
 
 class Encoder(nn.Module):
-    """(B, 3, H, W) mapped pixels -> logits (B, vocab_size, H/8, W/8), after openai/DALL-E @ 5be4b23 dall_e/encoder.py.
-
-    Four groups of blocks, n, 2n, 4n and 8n wide for n = num_hidden, with max-pooling after the first three.
-    """
+    """(B, 3, H, W) mapped pixels -> logits (B, vocab_size, H/8, W/8): `conv_encoder`, then ReLU and a 1 x 1 convolution."""
 
     def __init__(self, vocab_size: int, num_hidden: int, blocks_per_group: int) -> None:
         super().__init__()
-        widths = [num_hidden, *(num_hidden * 2**group for group in range(4))]
-        gain = 1 / (4 * blocks_per_group) ** 2
-        parts = OrderedDict[str, nn.Module](input=Conv(3, num_hidden, 7))
-        for group in range(4):
-            inputs = [widths[group]] + [widths[group + 1]] * (blocks_per_group - 1)
-            blocks = OrderedDict[str, nn.Module]()
-            for number, num_in in enumerate(inputs, 1):
-                blocks[f"block_{number}"] = Block(num_in, widths[group + 1], gain)
-            if group < 3:
-                blocks["pool"] = nn.MaxPool2d(2)
-            parts[f"group_{group + 1}"] = nn.Sequential(blocks)
-        parts["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Conv(widths[-1], vocab_size, 1)))
+        parts = conv_encoder(num_hidden, blocks_per_group)
+        parts["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Conv(8 * num_hidden, vocab_size, 1)))
         self.blocks = nn.Sequential(parts)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,8 +52,9 @@ class DVae(Teacher):
     """
 
     class Config(Teacher.Config):
-        """weights: the official encoder.pkl, read without running code, or a state dict of it (.pth, .safetensors);
-        None: random weights, for trials of the machinery only."""
+        """weights: the official encoder.pkl, read without running code, or a state dict of it (.pth, .safetensors), or the
+        weights folder of a dVAE that unimim trained (plugin unimim-dvae); None: random weights, for trials of the
+        machinery only."""
 
         name: Literal["dvae"] = "dvae"
         weights: str | None = None
@@ -125,27 +81,60 @@ class DVae(Teacher):
             raise ValueError(f"teacher dvae reads RGB, not {geometry.channels} channels")
         self.config = config
         self.dtype: torch.dtype = getattr(torch, config.precision)
-        self.rendition = Rendition((geometry.grid[0] * _STRIDE, geometry.grid[1] * _STRIDE), "lanczos")
+        self.rendition = Rendition((geometry.grid[0] * DALLE_STRIDE, geometry.grid[1] * DALLE_STRIDE), "lanczos")
         self.spec = TargetSpec(config.vocab_size, discrete=True)
         self.encoder = Encoder(config.vocab_size, config.num_hidden, config.blocks_per_group)
         if config.weights is not None:
             _load(self.encoder, Path(config.weights))
-        self.encoder.to(memory_format=torch.channels_last)  # 0.86 of the time on a CPU
         for part in self.encoder.blocks[:-1]:
             part.to(self.dtype)
 
     def forward(self, view: View, mask: Mask | None = None) -> Target:
         """tokens (B, N) int64."""
         with torch.autocast(view.image.device.type, enabled=False):
-            logits = self.encoder(map_pixels(view.pixels(self.rendition)).to(self.dtype))
+            pixels = map_pixels(view.pixels(self.rendition)).to(self.dtype, memory_format=torch.channels_last)
+            logits = self.encoder(pixels)
         return Target(logits.argmax(1).flatten(1))
 
 
 def _load(encoder: Encoder, path: Path) -> None:
+    try:
+        tensors = _read_trained(path) if path.is_dir() else _read_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"teacher dvae: cannot read weights from {path}: {error}") from error
+    try:
+        encoder.load_state_dict(tensors)
+    except RuntimeError as error:
+        sizes = "vocab_size, num_hidden and blocks_per_group must be those of the weights"
+        raise ValueError(f"teacher dvae: {path} does not fit; {sizes}{_sizes(tensors)}: {error}") from error
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"teacher dvae: no weights at {path}; fetch DALL-E's: unimim teachers fetch dvae --to DIR")
-    try:
-        encoder.load_state_dict(load_file(path) if path.suffix == ".safetensors" else read_tensors(path))
-    except (RuntimeError, SafetensorError) as error:
-        sizes = "vocab_size, num_hidden and blocks_per_group"
-        raise ValueError(f"teacher dvae: {path} does not fit; {sizes} must be those of the weights: {error}") from error
+    return load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
+
+
+def _read_trained(folder: Path) -> dict[str, Tensor]:
+    """The encoder under its official names, out of what unimim.weights wrote: a student's blocks, a head's output."""
+    if not ((folder / "recipe.yaml").is_file() and (folder / "objective.safetensors").is_file()):
+        raise ValueError(
+            f"teacher dvae: {folder} is no whole weights folder; a run writes one, RUN/weights, at its end"
+        )
+    tensors = {}
+    for name, tensor in load_file(folder / "objective.safetensors").items():
+        for pattern, official in _TRAINED.items():
+            if re.fullmatch(pattern, name):
+                tensors[re.sub(pattern, official, name)] = tensor
+    if not {"blocks.input.w", "blocks.output.conv.w"} <= tensors.keys():
+        raise ValueError(f"teacher dvae: {folder} holds no dVAE; train one with the recipes of plugin unimim-dvae")
+    return tensors
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> str:
+    """What to set for these weights, as far as they tell."""
+    first, output = tensors.get("blocks.input.b"), tensors.get("blocks.output.conv.b")
+    if first is None or output is None:
+        return ""
+    blocks = {name.split(".")[2] for name in tensors if name.startswith("blocks.group_1.")}
+    return f" (vocab_size={len(output)} num_hidden={len(first)} blocks_per_group={len(blocks)})"

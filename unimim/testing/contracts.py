@@ -259,7 +259,8 @@ def _check_layers(must: Must, student: Any) -> None:
 
 
 def check_head(head: Named, student: Named = TOY, out_dim: int = 5) -> None:
-    """H: (B, M, out_dim) at the queried positions, in the query's order; for the image; with the class token first."""
+    """H: (B, M, out_dim) at the queried positions, in the query's order; for the image; with the class token first, where
+    the student has one."""
     config, pupil = _config("heads", head), _config("students", student)
     must, encoder = _must("head", config), _stirred(pupil.build()).eval()
     fits = pupil.answers != "visible" or not config.needs_dense
@@ -274,8 +275,9 @@ def check_head(head: Named, student: Named = TOY, out_dim: int = 5) -> None:
             built.fit([encoder(_view(pupil.geometry, batch=16, seed=seed), None, config.taps) for seed in range(4)])
         must(not built.needs_fit, "once fitted it must say so: needs_fit stays True after fit")
     ask: Any = partial(Query, box=view.box, flip=view.flip)
-    for mask in _masks(pupil):
-        encoded, index = encoder(view, mask, config.taps), mask.hidden_index
+    for mask in _masks(pupil) or [_mask(pupil.geometry)]:
+        shown, index = mask if pupil.can_hide else None, mask.hidden_index
+        encoded = encoder(view, shown, config.taps)
         batch, count = index.shape
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         preds = _predict(built, encoded, ask(index, mask.hidden_valid))
@@ -284,15 +286,16 @@ def check_head(head: Named, student: Named = TOY, out_dim: int = 5) -> None:
         _check_predictions(must, image, (batch, 1, out_dim), "of the image (query.index None)")
         copied = _all(built.momentum_copy().target(encoded, ask(None)))
         _check_predictions(must, copied, (batch, 1, out_dim), "of its momentum copy (target)")
-        classed = _predict(built, encoded, ask(index, include_class=True))
-        _check_predictions(must, classed, (batch, count + 1, out_dim), "with include_class")
         moved = _predict(built, encoded, ask(index[:, order]))
         same = all(torch.allclose(a[:, order], b, atol=1e-5) for a, b in zip(preds, moved, strict=True))
         must(same, "another order of the queried positions must only reorder its predictions")
-        after = all(torch.allclose(a[:, 1:], b, atol=1e-5) for a, b in zip(classed, preds, strict=True))
-        must(after, "with include_class the class token comes first and the patches' predictions stay as they are")
+        if pupil.num_prefix:
+            classed = _predict(built, encoded, ask(index, include_class=True))
+            _check_predictions(must, classed, (batch, count + 1, out_dim), "with include_class")
+            after = all(torch.allclose(a[:, 1:], b, atol=1e-5) for a, b in zip(classed, preds, strict=True))
+            must(after, "with include_class the class token comes first and the patches' predictions stay as they are")
     built.train().on_step_start(Progress(3, 10, 5))
-    said = built(encoder(view, mask, config.taps), ask(index))
+    said = built(encoder(view, shown, config.taps), ask(index))
     preds = _all(said)
     if isinstance(said, Penalized):
         shape, seen = (batch, count), tuple(said.penalty.shape)
