@@ -27,6 +27,14 @@ DIFFERENCES = {
     ("splitmask", "teacher"): ("Self & dVAE", MATCH),
     ("splitmask", "head"): ("/ & FC", "the decoder is in the student, since both terms read it"),
     ("maskfeat-dino", "norm"): ("l2-Norm", "the paper's parentheses: the cosine does it; written out, it is a norm"),
+    ("extrema", "head"): (
+        "Predictor",
+        "the class attention is the encoder's, officially too; the head is an MLP on its token",
+    ),
+    ("extrema", "norm"): (
+        "/",
+        "the LayerNorms are inside projector and predictor; the target itself is not normalized",
+    ),
     ("conmim", "norm"): (
         "/",
         "the BatchNorm is the last layer of the projector, on both sides; nothing comes after it",
