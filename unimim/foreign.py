@@ -17,15 +17,26 @@ from torch import Tensor
 
 PARTS = ("model", "model_state", "state_dict", "module", "model_ema")
 """Keys under which training scripts keep their weights, the first that is there being the default."""
-_HARMLESS: list[Any] = [argparse.Namespace, (PurePosixPath, "pathlib.PosixPath")]
-"""What may be built beside tensors and plain values; a path only as a name."""
+
+
+class _Callback:
+    """Stands for a class of Lightning, whose checkpoints keep the state of callbacks under their classes."""
+
+
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    (PurePosixPath, "pathlib.PosixPath"),
+    (_Callback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+]
+"""What may be built beside tensors and plain values; a path only as a name, a callback as nothing."""
 
 
 def read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
     """{part: {name: tensor}} of a .safetensors or torch file, on the CPU; a bare state dict is the part "".
 
-    Torch files are read with weights_only: tensors, plain values, and the `args` of the official scripts, an
-    argparse.Namespace with paths in it, are all they may hold. ValueError for anything else, and for files without tensors.
+    Torch files are read with weights_only: tensors, plain values, the `args` of the official scripts, an argparse.Namespace
+    with paths in it, and the name of Lightning's ModelCheckpoint are all they may hold. ValueError for anything else, and for
+    files without tensors.
     """
     if not path.is_file():
         raise ValueError(f"no file {path}")

@@ -38,7 +38,7 @@ TOYS: Mapping[str, Mapping[str, list[Any]]] = {
             "self",
             {"name": "self", "layers": [0, 1], "layer_norm": "layer"},
             {"name": "self", "layers": [1], "point": "mlp", "layer_norm": "instance", "decay": 0.5},
-            {"name": "self", "head": "patches", "update": "epoch_end"},
+            {"name": "self", "head": "patches", "update": "epoch_end", "average": "compensated"},
             {"name": "self", "weights": "live", "region": "hidden"},
             {"name": "self", "weights": "live", "region": "hidden", "differentiable_target": True},
         ],

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -58,6 +60,24 @@ def test_nesting_and_prefixes(tmp_path: Path, key: str, prefix: str) -> None:
     state = {prefix + name: tensor for name, tensor in WEIGHTS.items()}
     path = written(tmp_path / "a.pth", {key: state} if key else state)
     assert list(read_checkpoint(path)) == ["a.weight"]
+
+
+def test_a_checkpoint_of_lightning_names_its_callback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As VQGAN's: the state of ModelCheckpoint under its class, which is not installed when the file is read."""
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    module = ModuleType(name)
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": name})  # type: ignore[attr-defined]
+    saved = {
+        "state_dict": {"a.weight": torch.ones(2)},
+        "callbacks": {module.ModelCheckpoint: {"best": 0.5}},
+        "epoch": 3,
+    }
+    with monkeypatch.context() as patch:
+        for part in ("pytorch_lightning", "pytorch_lightning.callbacks", name):
+            patch.setitem(sys.modules, part, module)
+        torch.save(saved, tmp_path / "last.ckpt")
+    assert "pytorch_lightning" not in sys.modules
+    assert read_checkpoint(tmp_path / "last.ckpt")["a.weight"].equal(torch.ones(2))
 
 
 def test_safetensors(tmp_path: Path) -> None:

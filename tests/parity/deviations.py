@@ -162,15 +162,18 @@ def stalling(steps: int = 200_000) -> None:
     live, first = (start * (1 + gaps)).float(), start.float()
     whole = (live - first).abs().sum(1)
     for decay in (0.9999, 0.99999):
-        official, ours = first.clone(), first.clone()
+        official, ours, kept, lost = first.clone(), first.clone(), first.clone(), torch.zeros_like(first)
         for _ in range(steps):
             official.copy_(decay * official + (1.0 - decay) * live)  # timm 0.3.4, ModelEma
             torch._foreach_lerp_([ours], [live], 1 - decay)
+            exact = torch.lerp(kept.double() + lost, live.double(), 1 - decay)  # average: compensated
+            kept.copy_(exact)
+            lost.copy_(exact - kept)
         for number, gap in enumerate(gaps.flatten().tolist()):
-            left = [float((live - copy).abs().sum(1)[number] / whole[number]) for copy in (official, ours)]
+            left = [float((live - copy).abs().sum(1)[number] / whole[number]) for copy in (official, ours, kept)]
             print(
                 f"momentum {decay}, {steps} steps, a gap of {gap:.1%} of the weights: official form leaves {left[0]:.1%}, "
-                f"ours {left[1]:.1%}, exact numbers {decay**steps:.1%}"
+                f"ours {left[1]:.1%}, compensated {left[2]:.1%}, exact numbers {decay**steps:.1%}"
             )
 
 

@@ -36,9 +36,10 @@ def list_releases(as_json: Json = False) -> None:
         emit([{"name": name, **asdict(release)} for name, release in found.items()])
         return
     rows = [
-        (name, release.about, release.license, release.pixels, _published(release)) for name, release in found.items()
+        (name, release.about, release.license, release.pixels, _size(release), _published(release))
+        for name, release in found.items()
     ]
-    show_table(table(["name", "what", "license", "pixels", "sha256"], rows, fold="what"))
+    show_table(table(["name", "what", "license", "pixels", "size", "sha256"], rows, fold="what"))
     say("next: unimim teachers fetch NAME --to DIR", "dim")
 
 
@@ -51,6 +52,10 @@ def _releases() -> dict[str, Release]:
         except ValueError as error:
             remark(f"left out: {error}", "yellow")
     return found
+
+
+def _size(release: Release) -> str:
+    return "not published" if release.size is None else f"{release.size / 2**20:.0f} MB"
 
 
 def _published(release: Release) -> str:

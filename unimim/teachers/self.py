@@ -29,6 +29,8 @@ class SelfTeacher(Teacher):
     class Config(Teacher.Config):
         """layers: 0-based blocks.  point: "block", the residual stream after the block, or "mlp", its MLP branch.
 
+        average: "plain", in float32, where a step smaller than the last bit of a weight is lost: at decays above 0.9999 the
+        copy stands still before it has arrived, as the official ones do; "compensated" keeps what is lost, a second copy.
         decay_per: read the schedule at every update ("step"), or at the epoch's beginning ("epoch").
         head: what a copy of the head makes of the whole image, for its patches or for the image, `head_dim` wide (None: as
         wide as the student's tokens).
@@ -40,6 +42,7 @@ class SelfTeacher(Teacher):
         name: Literal["self"] = "self"
         weights: Literal["ema", "live"] = "ema"
         decay: Schedule = Field(0.9998, validate_default=True)
+        average: Literal["plain", "compensated"] = Field("plain", exclude_if=lambda average: average == "plain")
         decay_per: Literal["step", "epoch"] = "step"
         update: Literal["step_start", "step_end", "epoch_end"] = "step_end"
         layers: tuple[int, ...] = ()
@@ -53,6 +56,8 @@ class SelfTeacher(Teacher):
 
         @model_validator(mode="after")
         def _consistent(self) -> SelfTeacher.Config:
+            if self.average == "compensated" and self.weights == "live":
+                raise ValueError("average says how the momentum copy is kept; live weights have none")
             if self.differentiable_target and self.weights == "ema":
                 raise ValueError("differentiable_target needs weights: live; a momentum copy gets no gradient")
             if self.head != "none" and self.layers:
@@ -88,7 +93,7 @@ class SelfTeacher(Teacher):
         self.config, self.geometry = config, geometry
         self.spec = TargetSpec(config.head_dim or geometry.dim)
         self.layer_norm = config.layer_norm.build()
-        self.copy = nn.ModuleDict()
+        self.copy, self.lost = nn.ModuleDict(), nn.ModuleDict()
         self.source: dict[str, Any] = {}  # a plain dict: the objective owns the student
 
     def bind(self, student: Student, head: Head) -> None:
@@ -97,6 +102,10 @@ class SelfTeacher(Teacher):
             self.copy["student"] = copy.deepcopy(student)
             if self.config.head != "none":
                 self.copy["head"] = head.momentum_copy()
+        if self.config.average == "compensated":
+            self.lost.update(dict(copy.deepcopy(self.copy).items()))
+            for parameter in self.lost.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, view: View, mask: Mask | None = None) -> Target:
         """tokens (B, N, D); with region "hidden" only hidden positions are filled, others are zero."""
@@ -142,7 +151,13 @@ class SelfTeacher(Teacher):
             for inner, parameter in part.named_parameters():
                 averaged.append(local(parameter))
                 live.append(local(followed[inner]))
-        torch._foreach_lerp_(averaged, live, 1 - decay)
+        if self.config.average == "plain":
+            torch._foreach_lerp_(averaged, live, 1 - decay)
+            return
+        for mean, lost, new in zip(averaged, map(local, self.lost.parameters()), live, strict=True):
+            exact = torch.lerp(mean.double() + lost, new.double(), 1 - decay)
+            mean.copy_(exact)
+            lost.copy_(exact - mean)
 
     def on_step_start(self, progress: Progress) -> None:
         if self.config.update == "step_start" and progress.step:
