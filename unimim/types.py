@@ -226,6 +226,14 @@ class Encoded:
         row_of_position = torch.zeros(len(index), num_tokens, dtype=torch.int64, device=index.device)
         return gather(self.tokens, row_of_position.scatter(1, self.index, rows).gather(1, index))
 
+    def asked(self, query: Query) -> Tensor:
+        """The tokens (B, M, D) that a query is about: those at its positions, after the class token if it includes that;
+        the class token alone (B, 1, D) for the image."""
+        if query.index is None:
+            return self.prefix[:, :1]
+        tokens = self.at(query.index)
+        return torch.cat([self.prefix[:, :1], tokens], 1) if query.include_class else tokens
+
 
 @dataclass(frozen=True)
 class Query:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from ..axes import Head, Student
@@ -41,10 +40,4 @@ class FC(Head):
 
     def forward(self, encoded: Encoded, query: Query) -> Tensor:
         """-> (B, M, out_dim)."""
-        if query.index is None:
-            tokens = encoded.prefix[:, :1]
-        else:
-            tokens = encoded.at(query.index)
-            if query.include_class:
-                tokens = torch.cat([encoded.prefix[:, :1], tokens], 1)
-        return self.proj(tokens)  # type: ignore[no-any-return]
+        return self.proj(encoded.asked(query))  # type: ignore[no-any-return]

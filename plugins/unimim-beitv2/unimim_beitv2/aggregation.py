@@ -79,7 +79,7 @@ class Aggregation(Head):
         num_prefix = encoded.prefix.shape[1]
         second = Encoded(stream[:, num_prefix:], stream[:, :num_prefix], encoded.grid, normed=False)
         norm, linear = self.norm or self.student[0].norm, self.branch or self.proj
-        return self.proj(asked(encoded, query)), linear(norm(asked(second, query)))
+        return self.proj(encoded.asked(query)), linear(norm(second.asked(query)))
 
     def aggregate(self, encoded: Encoded) -> Tensor:
         """y (B, P + N, D)."""
@@ -90,14 +90,6 @@ class Aggregation(Head):
         for number, block in enumerate(self.blocks):
             y, _ = block(y, self.block_bias[number]() if self.block_bias else bias)
         return y
-
-
-def asked(encoded: Encoded, query: Query) -> Tensor:
-    """(B, M, D): tokens at the queried positions, the class token first or alone where it is asked for."""
-    if query.index is None:
-        return encoded.prefix[:, :1]
-    tokens = encoded.at(query.index)
-    return torch.cat([encoded.prefix[:, :1], tokens], 1) if query.include_class else tokens
 
 
 def _block(number: int, config: Aggregation.Config, like: Any) -> Block:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from unimim import Encoded, Head, Penalized, Progress, Query, Student, View, plugins
 from unimim.layers import gather
 
-from .aggregation import asked
 from .codebook import Codebook
 
 FIT_TOKENS = 2**17
@@ -72,7 +71,7 @@ class Quantizer(Head):
         with torch.autocast(z.device.type, enabled=False):
             quantized, _, cost = self.codebook(z)
         decoded = self.decoder(View(quantized.mT.unflatten(2, encoded.grid)))
-        return Penalized(self.predict(asked(decoded, query)), self.config.commitment_weight * _costs(cost, query))
+        return Penalized(self.predict(decoded.asked(query)), self.config.commitment_weight * _costs(cost, query))
 
     def encode(self, encoded: Encoded) -> Tensor:
         """z (B, N, code_dim) of every patch."""

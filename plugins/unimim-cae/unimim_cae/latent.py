@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from unimim import Encoded, Geometry, Head, Mask, Query, Student, Target, TargetSpec, Teacher, View
@@ -85,7 +84,4 @@ class LatentHead(Head):
 
     def forward(self, encoded: Encoded, query: Query) -> Tensor:
         """-> (B, M, D); (B, 1, D) for the image."""
-        if query.index is None:
-            return encoded.prefix[:, :1]
-        tokens = encoded.at(query.index)
-        return torch.cat([encoded.prefix[:, :1], tokens], 1) if query.include_class else tokens
+        return encoded.asked(query)

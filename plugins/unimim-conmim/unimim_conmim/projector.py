@@ -68,10 +68,7 @@ class Projector(Head):
         projected: Tensor = self.layers(torch.cat([encoded.prefix, encoded.tokens], 1))
         prefix, tokens = projected[:, :num_prefix], projected[:, num_prefix:]
         self.shares = shares(tokens)
-        if query.index is None:
-            return prefix[:, :1]
-        wanted = replace(encoded, prefix=prefix, tokens=tokens).at(query.index)
-        return torch.cat([prefix[:, :1], wanted], 1) if query.include_class else wanted
+        return replace(encoded, prefix=prefix, tokens=tokens).asked(query)
 
     @property
     def health(self) -> Mapping[str, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -51,11 +50,7 @@ class ProjectorPredictor(Head):
 
     def target(self, encoded: Encoded, query: Query) -> Tensor:
         """-> (B, M, out_dim) of the projector."""
-        tokens = encoded.prefix[:, :1]
-        if query.index is not None:
-            patches = encoded.at(query.index)
-            tokens = torch.cat([tokens, patches], 1) if query.include_class else patches
-        return self.projector(tokens)  # type: ignore[no-any-return]
+        return self.projector(encoded.asked(query))  # type: ignore[no-any-return]
 
 
 def _mlp(*widths: int) -> nn.Sequential:

@@ -52,13 +52,13 @@ class Projector(Head):
 
     def forward(self, encoded: Encoded, query: Query) -> Tensor:
         """-> (B, M, out_dim); (B, 1, out_dim) for the image."""
-        return self._project(_asked(encoded, query))
+        return self._project(encoded.asked(query))
 
     def forward_all(self, encoded: Sequence[Encoded], queries: Sequence[Query]) -> list[Any]:
         """One normalization for each run of views of one size, as the official encoder takes them."""
         answers: list[Any] = []
         for _, run in groupby(zip(encoded, queries, strict=True), lambda step: step[0].grid):
-            asked = [_asked(*step) for step in run]
+            asked = [one.asked(query) for one, query in run]
             flat = self._project(torch.cat([tokens.flatten(0, 1) for tokens in asked]))
             parts = flat.split([tokens.shape[0] * tokens.shape[1] for tokens in asked])
             answers += [part.view(*tokens.shape[:2], -1) for part, tokens in zip(parts, asked, strict=True)]
@@ -68,10 +68,3 @@ class Projector(Head):
         x = nn.functional.gelu(self.bn1(self.fc1(x)))
         x = nn.functional.gelu(self.bn2(self.fc2(x)))
         return self.fc3(x)  # type: ignore[no-any-return]
-
-
-def _asked(encoded: Encoded, query: Query) -> Tensor:
-    if query.index is None:
-        return encoded.prefix[:, :1]
-    tokens = encoded.at(query.index)
-    return torch.cat([encoded.prefix[:, :1], tokens], 1) if query.include_class else tokens

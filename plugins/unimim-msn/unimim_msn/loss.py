@@ -68,7 +68,8 @@ class MSN(Loss):
         with torch.no_grad():
             used = torch.zeros_like(share).scatter_(0, wanted.argmax(1), 1.0).mean()
         self._health = {"prototypes_used": used, "prototypes_perplexity": entropy.detach().exp()}
-        return cross_entropy + self.config.me_max * (math.log(self.config.num_prototypes) - entropy)
+        cost: Tensor = cross_entropy + self.config.me_max * (math.log(self.config.num_prototypes) - entropy)
+        return cost
 
     def logits(self, x: Tensor) -> Tensor:
         """x (n, D) -> (n, K)."""

@@ -96,10 +96,7 @@ class Decoder(Head):
             raise ValueError(
                 f"head sim_decoder answers {tokens.shape[-1]} wide; set teacher.head_dim={tokens.shape[-1]}"
             )
-        if query.index is None:
-            return prefix[:, :1]
-        wanted = replace(encoded, tokens=tokens).at(query.index)
-        return torch.cat([prefix[:, :1], wanted], 1) if query.include_class else wanted
+        return replace(encoded, prefix=prefix, tokens=tokens).asked(query)
 
     def project(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
         """g(z): prefix (B, P, D) and patches (B, L, D)."""
