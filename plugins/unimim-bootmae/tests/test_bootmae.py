@@ -309,3 +309,8 @@ def test_blocks_are_found_to_be_compiled_and_recomputed() -> None:
     again = objective(batch)["loss"]
     again.backward()
     assert again.item() == plain.item()
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does() -> None:
+    testing.check_processes("bootmae-micro", [*SMALL, "precision=float32"])

@@ -295,3 +295,8 @@ def test_the_head_reads_patches_too() -> None:
 def test_what_does_not_fit_is_refused_by_the_recipe(changes: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load("extrema", changes)
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does() -> None:
+    testing.check_processes("extrema-micro", [*SMALL, "student.drop_path=0"])

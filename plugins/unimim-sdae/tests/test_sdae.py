@@ -298,3 +298,8 @@ def test_a_sharded_teacher_answers_and_follows_as_a_whole_one(tmp_path: Path) ->
     processes = [subprocess.Popen([*command, str(rank), *overrides], stderr=subprocess.PIPE) for rank in range(2)]
     errors = [process.communicate(timeout=300)[1].decode()[-4000:] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
+
+
+@pytest.mark.slow
+def test_two_processes_compute_what_one_does() -> None:
+    testing.check_processes("sdae-micro", [*SMALL, "student.drop_path=0", "precision=float32"])
