@@ -6,11 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from unimim import Recipe, load, plugins
+from unimim.engine.run import Run
 from unimim.provenance import source_of
 from unimim.recipe import leaves
+from unimim.recipes.micro import TEACHER
 from unimim.recipes.paper import TABLE1, Row, place
+from unimim.training import train_recipe
 
 FOLDERS = sorted(path.parent for path in Path(__file__).parent.glob("*/pyproject.toml"))
 BROUGHT = [name for name, entry in plugins()["recipes"].entries.items() if entry.plugin.startswith("unimim-")]
@@ -97,3 +102,26 @@ def test_a_row_is_that_of_the_paper(recipe: Recipe) -> None:
 def test_no_row_stands_twice() -> None:
     places = [place(recipe.row, recipe.axes()["teacher"]) for recipe in ROWS]
     assert len(places) == len({*places})
+
+
+ALONE = [
+    name
+    for name in BROUGHT
+    if name.endswith("-micro") and all(TEACHER not in str(value) for _, value in leaves(load(name)))
+]
+"""Micro recipes that need no CLIP."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALONE)
+def test_a_run_that_was_stopped_and_continued_is_the_run_that_was_not(name: str, tmp_path: Path) -> None:
+    """Momentum copies, codebooks, prototypes and running statistics included, bit by bit."""
+    recipe = load(name, ["batch=4", "epochs=1", "optimization.warmup_epochs=0"])
+    ends = {}
+    for way, stops in (("whole", [None]), ("parts", [1, 3, None])):
+        for stop in stops:
+            run = Run(out=tmp_path / way, device="cpu", workers=0, stop_after=stop)
+            train_recipe(recipe, "shapes:train=16,val=4", run, cached=True, quiet=True)
+        ends[way] = load_file(tmp_path / way / "weights" / "objective.safetensors")
+    assert ends["whole"].keys() == ends["parts"].keys()
+    assert [key for key, tensor in ends["whole"].items() if not torch.equal(tensor, ends["parts"][key])] == []
