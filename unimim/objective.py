@@ -61,16 +61,16 @@ class Branch(nn.Module):
         """Its predictions on all passes of the student, and what each should be."""
         queries = [self.query(step.mask, view) for step in passes]
         answers = self.head.forward_all([step.encoded for step in passes], queries)
-        return [self._meet(*each) for each in zip(answers, targets, passes, queries, strict=True)]
+        distinct = {id(target): target for target in targets}  # folds may share one
+        normed = {key: self._normalize(target) for key, target in distinct.items()}
+        meeting = zip(answers, (normed[id(target)] for target in targets), passes, queries, strict=True)
+        return [_meet(*each) for each in meeting]
 
-    def _meet(self, said: Any, target: Target, step: Pass, wanted: Query) -> Prediction:
-        with torch.autocast(step.mask.hidden.device.type, enabled=False):
+    def _normalize(self, target: Target) -> Target:
+        with torch.autocast(target.tokens.device.type, enabled=False):
             dense = target.tokens if self.term.teacher.discrete else self.norm(target.tokens.float())
             image = None if target.image is None else self.norm(target.image.float())
-        preds, penalty = (said.preds, said.penalty) if isinstance(said, Penalized) else (said, None)
-        preds = preds if isinstance(preds, tuple) else (preds,)
-        weight = None if step.mask.weight is None else _weights(step.mask.weight, wanted)
-        return Prediction(wanted, preds, _select(dense, image, wanted), dense, penalty, weight)
+        return Target(dense, image)
 
     def distances(self, pred: Tensor, target: Tensor, valid: Tensor | None, dense: Tensor | None = None) -> Tensor:
         """Per-query distances in float32."""
@@ -308,6 +308,15 @@ class Objective(nn.Module):
             return distances.sum()
         counts = distances.shape[1] if valid is None else valid.sum(1)
         return (distances.sum(1) / torch.as_tensor(counts).clamp_min(1)).sum()
+
+
+def _meet(said: Any, target: Target, step: Pass, wanted: Query) -> Prediction:
+    """What a head answered on one pass, and the normalized target of it."""
+    preds, penalty = (said.preds, said.penalty) if isinstance(said, Penalized) else (said, None)
+    preds = preds if isinstance(preds, tuple) else (preds,)
+    weight = None if step.mask.weight is None else _weights(step.mask.weight, wanted)
+    chosen = _select(target.tokens, target.image, wanted)
+    return Prediction(wanted, preds, chosen, target.tokens, penalty, weight)
 
 
 def _others(step: Pass, passes: Sequence[Pass]) -> list[Encoded]:
