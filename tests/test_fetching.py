@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -76,7 +77,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
             self.send_header("ETag", served.tag)
             self.send_header("X-Repo-Commit", "0" * 40)
             self.end_headers()
-            self.wfile.write(sent)
+            with suppress(ConnectionError):  # the client has what it wants
+                self.wfile.write(sent)
             self.close_connection = True
 
         def log_message(self, *_: object) -> None:
