@@ -218,9 +218,9 @@ class MultiCrop(Views):
         config, (height, width), made = self.config, image.shape[-2:], {}
         for name in config.names:
             own = config.size_of(name, size)
-            scale = config.scale if own == size else config.focal_scale
+            scale = config.focal_scale if name.startswith("focal") else config.scale
             where = random_box(height, width, scale, config.ratio, rng), bool(rng.random() < config.flip)
-            wanted = () if name.startswith("focal") else renditions
+            wanted = renditions if own == size else ()
             made[name] = cut_view(image, *where, own, config.interpolation, wanted, config.colors.draw(rng))
         return made
 

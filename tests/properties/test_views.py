@@ -189,6 +189,14 @@ def test_focal_views_are_smaller_in_pixels_and_area() -> None:
             assert area < 0.4 if name.startswith("focal") else area > 0.2
 
 
+def test_focal_views_show_less_however_many_pixels_they_have() -> None:
+    policy = build(MultiCrop, num_focal=1, focal_size=16)
+    for seed in range(10):
+        view = policy.sample(gradient(60, 50), rng(seed), (16, 16), [])["focal0"]
+        assert view.box is not None
+        assert float(view.box[0, 2] * view.box[0, 3]) < 0.4
+
+
 def test_colours_leave_the_places_and_the_type_alone() -> None:
     image = gradient(20, 30)
     nothing = ColorDraw((1.0, 1.0, 1.0, 0.0), (), False, 0.0, False)
