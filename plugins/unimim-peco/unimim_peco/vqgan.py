@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unimim import Geometry, Mask, Rendition, Target, TargetSpec, Teacher, View
 from unimim.importers import need, read_checkpoint
+from unimim.layers import nearest
 
 UNUSED = ("decoder.", "post_quant_conv.", "loss.")
 """What only the training of the tokenizer needs: names that begin so are left out."""
@@ -199,8 +200,7 @@ class VQGAN(Teacher):
         """tokens (B, N) int64."""
         with torch.autocast(view.image.device.type, enabled=False):
             z = self.features(view)
-            distances = torch.addmm(self.codes.square().sum(1), z.flatten(0, 1), self.codes.T, alpha=-2)
-            return Target(distances.argmin(1).view(z.shape[:2]))
+            return Target(nearest(z.flatten(0, 1), self.codes).view(z.shape[:2]))
 
     def features(self, view: View) -> Tensor:
         """z (B, N, code_dim)."""
