@@ -120,6 +120,11 @@ class Teacher(Component, nn.Module):
             return False
 
         @property
+        def moves(self) -> bool:
+            """It is made of the student, or of an average of it, so its target changes as the student learns."""
+            return False
+
+        @property
         def reads_folds(self) -> bool:
             """Its target under one mask fold is made of what the student returned under the others; see `from_folds`."""
             return False

@@ -66,7 +66,7 @@ def warnings(recipe: Recipe, values: Mapping[str, float]) -> list[str]:
 def _cause(term: Term) -> str:
     if term.teacher.discrete:
         return "Likely: a codebook of which few codes are in use; fit it on more or other images, or take fewer codes."
-    if term.teacher.label not in ("EMA", "Self"):
+    if not term.teacher.moves:
         return (
             "Likely: the images are all alike, the teacher's weights are random or damaged, or its mean and std are not "
             "those of its training."

@@ -73,6 +73,10 @@ class SelfTeacher(Teacher):
             return self.batch_norm == "batch"
 
         @property
+        def moves(self) -> bool:
+            return True
+
+        @property
         def needs_mask(self) -> bool:
             return self.region == "hidden"
 

@@ -24,6 +24,10 @@ class LatentTeacher(Teacher):
         name: Literal["cae_latent"] = "cae_latent"
 
         @property
+        def moves(self) -> bool:
+            return True
+
+        @property
         def needs_mask(self) -> bool:
             return True
 

@@ -43,6 +43,10 @@ class SdAE(Teacher):
             return decay
 
         @property
+        def moves(self) -> bool:
+            return True
+
+        @property
         def needs_mask(self) -> bool:
             return self.region == "hidden"
 

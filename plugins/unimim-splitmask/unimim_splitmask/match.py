@@ -23,6 +23,10 @@ class OtherFold(Teacher):
         name: Literal["other_fold"] = "other_fold"
 
         @property
+        def moves(self) -> bool:
+            return True
+
+        @property
         def reads_folds(self) -> bool:
             return True
 
