@@ -440,6 +440,12 @@ def test_positions_of_more_weight_count_more_and_the_mean_is_over_all_queries(re
     torch.testing.assert_close(objective(batch)["loss"], costs.mean())
 
 
+def test_weights_are_refused_where_a_loss_has_no_queries(register: Any) -> None:
+    register(losses={"spread": Spread}, masks={"doubled": Doubled})
+    with pytest.raises(ValueError, match="one number of all queries, and the mask weighs each"):
+        build(loss="spread", mask="doubled")
+
+
 def test_a_head_may_answer_for_all_passes_at_once(register: Any) -> None:
     register(heads={"batched": Batched}, masks={"pair": Pair})
     objective = build(head="batched", mask="pair", where="image")

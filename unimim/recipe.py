@@ -237,6 +237,19 @@ def _term_problems(recipe: Recipe, term: Term) -> list[str]:
             f"teacher {term.teacher.name!r} reads the student's other mask folds, but masks.{view} draws one mask an image"
             for view in single
         ]
+    problems += _loss_problems(recipe, term)
+    for part, taps in (("teacher", term.teacher.taps), ("head", term.head.taps)):
+        wrong = [tap.block for tap in taps if not 0 <= tap.block < student.num_blocks]
+        if wrong:
+            problems.append(
+                f"{part} reads blocks {wrong}, but student {student.name!r} has blocks 0 to {student.num_blocks - 1}"
+            )
+    return problems
+
+
+def _loss_problems(recipe: Recipe, term: Term) -> list[str]:
+    """What the loss asks of the masks."""
+    problems = []
     if term.loss.contrasts and term.where == "image":
         problems.append(f"loss {term.loss.name!r} compares patches of one image with each other; negatives: world")
     if term.loss.num_groups is not None:
@@ -253,12 +266,10 @@ def _term_problems(recipe: Recipe, term: Term) -> list[str]:
             f"loss {term.loss.name!r} gathers the queries of all processes, which needs the same count in every image; "
             f"use an exact count (exact: true)"
         )
-    for part, taps in (("teacher", term.teacher.taps), ("head", term.head.taps)):
-        wrong = [tap.block for tap in taps if not 0 <= tap.block < student.num_blocks]
-        if wrong:
-            problems.append(
-                f"{part} reads blocks {wrong}, but student {student.name!r} has blocks 0 to {student.num_blocks - 1}"
-            )
+    if term.loss.joint and any(mask.weighs for mask in recipe.masks.values()):
+        problems.append(
+            f"loss {term.loss.name!r} is one number of all queries, and the mask weighs each; turn weights off"
+        )
     return problems
 
 
