@@ -23,21 +23,19 @@ from unimim.registry import Plugin, plugins
 from .conftest import Unimim
 
 QUICK = """
-import sys, time
+import sys
 from unimim.cli import main
 code = main(sys.argv[1:])
 sys.stdout.flush()
-print(f"{code} {'torch' in sys.modules} {time.process_time():.3f}", file=sys.stderr)
+print(code, *sorted({"torch", "torchvision", "timm", "numpy", "PIL"} & set(sys.modules)), file=sys.stderr)
 """
 
 
 @pytest.mark.parametrize("command", [["--help"], ["list"], ["list", "--json"], ["train", "--help"], ["plugins"]])
-def test_help_and_lists_do_not_import_torch_and_take_less_than_half_a_second(command: list[str]) -> None:
+def test_help_and_lists_import_nothing_heavy(command: list[str]) -> None:
     environment = {**os.environ, "UNIMIM_PLUGINS": "none"}
     done = subprocess.run([sys.executable, "-c", QUICK, *command], capture_output=True, text=True, env=environment)
-    code, has_torch, seconds = done.stderr.split()
-    assert (code, has_torch) == ("0", "False")
-    assert float(seconds) < 0.5  # of the processor: a busy machine does not make the test fail
+    assert done.stderr.split() == ["0"]
 
 
 def test_without_arguments_it_says_what_it_can_do(unimim: Unimim) -> None:
