@@ -51,13 +51,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": COMPOSED | {"engine", "views"},
     "importers": JOINED,
     "report": set(),
-    "comparison": JOINED | {"evaluation", "report"},
+    "runs": JOINED | {"evaluation", "report"},
+    "comparison": JOINED | {"evaluation", "report", "runs"},
     "testing": COMPOSED,
     "cli": JOINED
     | {
         "evaluation",
         "report",
         "comparison",
+        "runs",
         "importers",
         "schema",
         "scaffold",

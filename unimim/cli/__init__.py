@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import data, doctor, errors, evaluating, files, launching, listing, replaying, running, teachers
+from . import data, doctor, errors, evaluating, files, launching, listing, replaying, reporting, running, teachers
 
 app = typer.Typer(
     help="Masked image modeling as one equation: loss = L(N(T(image)), H(S(masked image))).",
@@ -31,6 +31,8 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
         "compare": (running.compare, "unimim compare mae-micro data2vec-micro epochs=5 --data shapes --out runs/first"),
         "replay": (replaying.replay, "unimim replay runs/mae --steps 20"),
         "eval": (evaluating.evaluate, "unimim eval runs/mae --data shapes"),
+        "report": (reporting.report, "unimim report runs/mae runs/beit --out report.html"),
+        "viz": (reporting.viz, "unimim viz runs/mae --data shapes --what masks,attention --out pictures"),
     },
     "Files": {
         "convert": (files.convert, "unimim convert mae_pretrain_vit_base.pth --as mae --out weights/mae"),
