@@ -26,10 +26,12 @@ def attention(student: Student, view: View) -> Attended | None:
     """mean over heads of softmax(q k^T / sqrt(d) + bias) of the class token over the patches; without a class token, the
     mean over the patches' queries. Shares of the patches do not add up to 1 where prefix tokens take some.
 
-    Of the last `Attention` of a student that reads the whole image at once; None for others, such as windows.
+    Of the last attention layer, if it is a plain `Attention` over the whole image; None for others, such as windows.
     """
     layers = [module for module in student.modules() if isinstance(module, Attention)]
-    if not layers:
+    if (
+        not layers or type(layers[-1]) is not Attention
+    ):  # a kind of its own adds biases and orders that are not known here
         return None
     given: list[tuple[Any, ...]] = []
     hook = layers[-1].register_forward_pre_hook(lambda _, inputs: given.append(inputs))

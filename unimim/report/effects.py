@@ -44,6 +44,12 @@ class Effect:
     changes: tuple[Change, ...]
     gains: tuple[Gain, ...]
 
+    @property
+    def told(self) -> tuple[Change, ...]:
+        """The changes of settings that both recipes have; where a part is another, its own settings go without saying."""
+        shared = tuple(change for change in self.changes if change.before and change.after)
+        return shared or self.changes
+
 
 def effects(report: Report) -> list[Effect]:
     """Every pair of recipes whose settings differ in one axis alone, by axis, then in the order of the report.

@@ -262,7 +262,7 @@ def _cost_bars(report: Report, colors: dict[str, int]) -> list[tuple[str, str, M
     charts = []
     for (name, unit), values in quantities.items():
         known = [(entry, x) for (entry, _), x in zip(spent, values, strict=True) if x and 0 < x < 1e12]
-        bars = [plots.Bar(entry.title, x, None, color=colors.get(entry.name)) for entry, x in known]
+        bars = [plots.Bar(entry.title, float(f"{x:.3g}"), None, color=colors.get(entry.name)) for entry, x in known]
         if bars:
             label = f"{name} in {unit} of " + text.join([f"{bar.label} {text.number(bar.value, '')}" for bar in bars])
             charts.append((name, unit, plots.bar_chart(bars, label=label, unit=unit, width=400)))

@@ -37,7 +37,7 @@ def _lines(figure: Figure, width: int) -> Markup:
     margin = 0.06 * (high - low)
     x_range = figure.x_range or _wider(bounds([finite(series.x) for series in drawn]))
     frame = Frame(46, 26, width - _margin(drawn), 264, x_range, (low - margin, high + margin))
-    parts = axes(frame, figure.x_label, figure.y_label)
+    parts, marks = axes(frame, figure.x_label, figure.y_label), []
     for series in drawn:
         index = colors[series.name]
         joined = "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in _points(series))
@@ -47,9 +47,10 @@ def _lines(figure: Figure, width: int) -> Markup:
             if math.isfinite(x) and math.isfinite(y):
                 ends = finite(interval or (math.nan,))
                 if np.isfinite(ends).all():
-                    parts.append(rule("whisker", frame.x(x), frame.y(ends[0]), frame.x(x), frame.y(ends[1])))
-                parts.append(_mark(frame.x(x), frame.y(y), index, f"{series.name}, {x:.4g}: {number(y, '')}"))
-    return svg(width, 300, _spoken(figure, drawn), [*parts, *_key(frame, drawn, colors)])
+                    span = Markup('<path class="reach" d="M{0:.1f} {1:.1f}V{2:.1f}" style="stroke:{3}"/>')
+                    parts.append(span.format(frame.x(x), frame.y(ends[0]), frame.y(ends[1]), color(index)))
+                marks.append(_mark(frame.x(x), frame.y(y), index, f"{series.name}, {x:.4g}: {number(y, '')}"))
+    return svg(width, 300, _spoken(figure, drawn), [*parts, *marks, *_key(frame, drawn, colors)])
 
 
 def _rows(figure: Figure, width: int) -> Markup:
@@ -74,9 +75,9 @@ def _rows(figure: Figure, width: int) -> Markup:
         parts += [rule("grid", frame.left, middle, frame.right, middle)]
         parts += [words(frame.left - 10, middle + 4, _short(row), "end", "name")]
     parts.append(rule("axis", frame.left, frame.bottom, frame.right, frame.bottom))
-    parts.append(words(frame.right, frame.bottom + 32, figure.x_label, "end", "label"))
+    parts.append(words(frame.right, frame.bottom + 32, frame.fit(figure.x_label), "end", "label"))
     if figure.top_label:
-        parts.append(words(frame.left, frame.top - 26, f"{figure.top_label}", "start", "label"))
+        parts.append(words(frame.left, frame.top - 26, frame.fit(figure.top_label), "start", "label"))
     for series in drawn:
         index = colors[series.name]
         if series.level is not None and math.isfinite(series.level):

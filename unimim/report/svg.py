@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from unimim.report.scales import tick_labels, ticks
-from unimim.report.text import clean_line
+from unimim.report.text import clean_line, shorten
 
 # After Okabe and Ito: distinct under the common colour-vision deficiencies. Yellow is left out, others are darker, so
 # that names in these colours can be read on white.
@@ -35,6 +35,10 @@ class Frame:
     bottom: float
     x_range: tuple[float, float]
     y_range: tuple[float, float]
+
+    def fit(self, label: str) -> str:
+        """As much of a label as the frame has room for, at the width of a wide font."""
+        return shorten(clean_line(label), int((self.right - self.left) / 6.6))
 
     def x(self, value: float) -> float:
         low, high = self.x_range
@@ -70,8 +74,8 @@ def axes(frame: Frame, x_label: str, y_label: str) -> list[Markup]:
         parts.append(rule("mark", frame.x(value), frame.bottom, frame.x(value), frame.bottom + 4))
         parts.append(words(frame.x(value), frame.bottom + 16, name, "middle"))
     parts.append(rule("axis", frame.left, frame.bottom, frame.right, frame.bottom))
-    parts.append(words(frame.right, frame.bottom + 30, x_label, "end", "label"))
-    parts.append(words(frame.left, frame.top - 8, y_label, "start", "label"))
+    parts.append(words(frame.right, frame.bottom + 30, frame.fit(x_label), "end", "label"))
+    parts.append(words(frame.left, frame.top - 8, frame.fit(y_label), "start", "label"))
     return parts
 
 
