@@ -48,11 +48,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": COMPOSED | {"engine"},
     "training": COMPOSED | {"engine", "weights"},
     "replay": COMPOSED | {"engine", "training"},
-    "evaluation": COMPOSED | {"engine", "views"},
+    "evaluation": COMPOSED | {"engine", "views", "weights"},
     "importers": JOINED,
     "report": set(),
     "runs": JOINED | {"evaluation", "report"},
     "comparison": JOINED | {"evaluation", "report", "runs"},
+    "sweep": COMPOSED | {"engine", "weights", "training", "evaluation", "plain"},
     "testing": COMPOSED,
     "cli": JOINED
     | {
@@ -60,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "report",
         "comparison",
         "runs",
+        "sweep",
         "importers",
         "schema",
         "scaffold",

@@ -13,7 +13,8 @@ from . import runs, weights
 from .engine.data.sources import ImageSource, in_memory, open_source
 from .engine.loop import NonFinite
 from .engine.run import Run
-from .evaluation.probes import Probes, Results, Spread
+from .evaluation.probes import Probes, Results
+from .evaluation.sources import spread
 from .recipe import Recipe
 from .report import data as report
 from .report import html
@@ -69,7 +70,7 @@ def compare(comparison: Comparison, say: Say = print) -> report.Report:
             continue
         if outcome.status != "done":
             raise KeyboardInterrupt
-    train, test = Spread(_opened(comparison, "train"), comparison.probe_images), _opened(comparison, "val")
+    train, test = spread(_opened(comparison, "train"), comparison.probe_images), _opened(comparison, "val")
     probes = Probes(train, test, results, comparison.run.device, say)
     entries = [_entry(comparison, recipe, probes) for recipe in comparison.recipes if recipe.name not in skipped]
     page = report.Report(

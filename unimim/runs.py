@@ -17,8 +17,8 @@ from . import weights
 from .engine.data.sources import ImageSource, open_source
 from .engine.folder import read_status
 from .evaluation.gallery import gallery
-from .evaluation.probes import Spread
-from .evaluation.score import Score
+from .evaluation.score import Score, score_of
+from .evaluation.sources import spread
 from .objective import Objective
 from .provenance import source_of
 from .recipe import Recipe, leaves
@@ -102,7 +102,7 @@ def entry(
 
 def panels(objective: Objective, source: ImageSource) -> tuple[report.Panel, ...]:
     """The gallery of an objective on the same images of `source` whatever the recipe."""
-    indices = Spread(source, NUM_EXAMPLES).places
+    indices = spread(source, NUM_EXAMPLES).places
     names = tuple(source.classes[source.label(i)] if source.classes else source.name(i) for i in indices)
     return tuple(
         report.Panel(row.title, tuple(map(report.Picture, row.captions or names, row.images)), row.note)
@@ -177,12 +177,7 @@ def _groups(runs: Sequence[Trained]) -> list[list[Trained]]:
 def _kept(run: Trained) -> list[report.Score]:
     """The latest score of each task and metric."""
     latest = {(row["task"], row["metric"]): row for row in run.rows}
-    return [_score(row, run.recipe.seed) for row in latest.values()]
-
-
-def _score(row: dict[str, Any], seed: int) -> report.Score:
-    interval = tuple(row["interval"]) if row.get("interval") else None
-    return report.Score(row["task"], row["metric"], row["value"], row["unit"], interval, row["protocol"], seed)
+    return reported(map(score_of, latest.values()), run.recipe.seed)
 
 
 def _doubts(run: Trained) -> list[str]:
@@ -212,9 +207,10 @@ def _floors(results: Sequence[dict[str, Any]]) -> list[report.Entry]:
     floors = []
     for name, own in rows.items():
         pixels = own[0]["key"].startswith("pixels-")
-        latest = {(row["task"], row["metric"]): _score(row, row["seed"]) for row in own}
+        latest = {(row["task"], row["metric"]): row for row in own}
+        scores = reported(map(score_of, latest.values()), own[0]["seed"])
         title, kind = ("Raw pixels", "pixels") if pixels else (name, "random")
-        floors.append(report.Entry(name, title, kind=kind, scores=tuple(latest.values())))  # type: ignore[arg-type]
+        floors.append(report.Entry(name, title, kind=kind, scores=tuple(scores)))  # type: ignore[arg-type]
     return floors
 
 

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from . import data, doctor, errors, evaluating, files, launching, listing, replaying, reporting, running, teachers
+from . import (
+    data,
+    doctor,
+    errors,
+    evaluating,
+    files,
+    launching,
+    listing,
+    replaying,
+    reporting,
+    running,
+    sweeping,
+    teachers,
+)
 
 app = typer.Typer(
     help="Masked image modeling as one equation: loss = L(N(T(image)), H(S(masked image))).",
@@ -33,6 +46,7 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
         "eval": (evaluating.evaluate, "unimim eval runs/mae --data shapes"),
         "report": (reporting.report, "unimim report runs/mae runs/beit --out report.html"),
         "viz": (reporting.viz, "unimim viz runs/mae --data shapes --what masks,attention --out pictures"),
+        "sweep": (sweeping.sweep, "unimim sweep experiments/table9-loss-norm/sweep.yaml"),
     },
     "Files": {
         "convert": (files.convert, "unimim convert mae_pretrain_vit_base.pth --as mae --out weights/mae"),

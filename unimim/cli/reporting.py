@@ -82,7 +82,7 @@ def viz(
 
     Writes one PNG for each of --what and prints its path.
     """
-    from ..evaluation.probes import Spread
+    from ..evaluation.sources import spread
 
     problems = Problems()
     refuse_torchrun(problems, "viz")
@@ -100,7 +100,7 @@ def viz(
     assert source
     assert objective
     assert out
-    indices = list(range(len(source))) if images else Spread(source, count).places
+    indices = list(range(len(source))) if images else spread(source, count).places
     with run_errors("nothing was written"):
         _draw(objective, source, indices, names, out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -11,10 +12,12 @@ from torch import Tensor
 from ..engine.data.decode import BadImage, decode
 from ..engine.data.splits import digest
 from ..terminal import clean
-from .gallery import Row
+from .gallery import Pixels, Row
 
 GAP, LINE, MARGIN = 8, 17, 16
 """Pixels between pictures, of a line of text, and around everything."""
+SIDE = 128
+"""Pixels up to which small pictures are enlarged, by whole factors."""
 LABELS = 180
 """Pixels of the column of titles."""
 INK, SOFT, PAPER = (27, 28, 30), (108, 112, 119), (255, 255, 255)
@@ -54,6 +57,7 @@ def sheet(rows: Sequence[Row], names: Sequence[str]) -> Image.Image:
     Text is drawn, never read: names may hold anything.
     """
     title, small = ImageFont.load_default(14), ImageFont.load_default(12)
+    rows = [replace(row, images=[_enlarged(image) for image in row.images]) for row in rows]
     width = max(image.shape[1] for row in rows for image in row.images)
     blocks = [_wrap(clean(row.note), small, LABELS) for row in rows]
     heights = [
@@ -76,6 +80,11 @@ def sheet(rows: Sequence[Row], names: Sequence[str]) -> Image.Image:
                 draw.text((left, top + image.shape[0] + 2), caption, SOFT, small)
         top += height + GAP
     return page
+
+
+def _enlarged(image: Pixels) -> Pixels:
+    factor = max(1, SIDE // min(image.shape[:2]))
+    return image.repeat(factor, 0).repeat(factor, 1)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
