@@ -55,32 +55,23 @@ def test_a_folder_is_scored_whole_and_among_its_own_classes(tmp_path: Path) -> N
     wrong = tmp_path / "imagenet-a" / CLASSES[2] / "wrong.png"
     Image.new("RGB", (8, 8), (140,) * 3).save(wrong)
 
-    def classify(images: Tensor) -> Tensor:
-        logits = torch.eye(10)[(images.float().mean((1, 2, 3)) / 20).round().long()]
-        logits[:, 5] = 9.0
-        return logits
+    def logits(image: Tensor) -> Tensor:
+        found = torch.eye(10)[[round(float(image.float().mean()) / 20)]]
+        found[:, 5] = 9.0
+        return found
 
     source = open_source(str(tmp_path / "imagenet-a"), "val", hold_out=False)
     assert len(source) == 14
-    score = robustness(classify, CLASSES, source, range(len(source)), (8, 8), "imagenet-a")
-    assert score.value == round(100 * 12 / 13, 2)
-    assert score.protocol == "argmax over the 2 classes of the set, of 10; central 0.875 at 8x8"
-    damaged = [index for index in range(14) if source.name(index).endswith("damaged.png")]
-    with pytest.raises(ValueError, match="none of its 1 images can be read"):
-        robustness(classify, CLASSES, source, damaged, (8, 8), "imagenet-a")
+    given = [([index], logits(source.read(index))) for index in range(14) if "damaged" not in source.name(index)]
+    score = robustness(given, CLASSES, source, str(tmp_path / "imagenet-a"), "how")
+    assert (score.metric, score.value) == ("top-1, imagenet-a", round(100 * 12 / 13, 2))
+    assert score.protocol == "argmax over the 2 classes of the set, of 10; how"
+    with pytest.raises(ValueError, match="imagenet-a: none of its 14 images can be read"):
+        robustness([], CLASSES, source, "imagenet-a", "how")
 
 
 @pytest.mark.parametrize("split", ["sketch", "rendition"])
 def test_the_shifted_splits_of_shapes_have_all_classes(split: str) -> None:
     source = open_source(f"shapes:split={split},val=20,size=16", "val")
-    at = iter(range(20))
-    score = robustness(
-        lambda images: torch.eye(10)[[next(at) % 10 for _ in images]],
-        source.classes,
-        source,
-        range(20),
-        (16, 16),
-        split,
-    )
-    assert score.value == 100
-    assert score.protocol.startswith("argmax over all 10;")
+    score = robustness([(range(20), torch.eye(10).repeat(2, 1))], source.classes, source, split, "how")
+    assert (score.value, score.protocol) == (100, "argmax over all 10; how")

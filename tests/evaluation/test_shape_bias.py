@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,19 +12,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from unimim.engine.data import open_source
+from unimim.engine.data import ImageSource, open_source
 from unimim.engine.data.shapes import TEXTURE_OF_CLASS, Shapes
 from unimim.evaluation.shape_bias import (
     Answer,
     Count,
-    ask,
     category_probabilities,
     cues,
     cues_of,
+    decide,
     figure3,
     groups_of,
     ranking,
     read_answers,
+    scores,
     shape_bias,
     write_answers,
 )
@@ -184,9 +184,10 @@ def stimuli(root: Path) -> str:
     return str(root / "cue-conflict")
 
 
-def by_brightness(count: int, places: list[int]) -> object:
-    """Images whose brightness is 50 k -> logits (n, count), highest at places[k]."""
-    return lambda images: torch.eye(count)[[places[int(one.float().mean()) // 50] for one in images]] * 9
+def by_brightness(source: ImageSource, count: int, places: list[int]) -> list[tuple[list[int], Tensor]]:
+    """Logits (1, count) of each image, highest at places[k] where its brightness is 50 k."""
+    shown = [int(source.read(index).float().mean()) // 50 for index in range(len(source))]
+    return [([index], torch.eye(count)[[places[k]]] * 9) for index, k in enumerate(shown)]
 
 
 def test_a_folder_is_answered_by_1000_classes_and_by_its_own(tmp_path: Path) -> None:
@@ -199,12 +200,9 @@ def test_a_folder_is_answered_by_1000_classes_and_by_its_own(tmp_path: Path) -> 
     assert is_imagenet_1k(wnids)
     assert not is_imagenet_1k(wnids[:999])
     assert not is_imagenet_1k(wnids[::-1])
-    thousand = by_brightness(1000, [404, 294, 285, 268])
-    four = by_brightness(4, [0, 1, 2, 3])
-    answers = [
-        ask(classify, classes, source, range(4), (8, 8), where)  # type: ignore[arg-type]
-        for classify, classes in ((thousand, wnids), (four, NAMES))
-    ]
+    thousand = by_brightness(source, 1000, [404, 294, 285, 268])
+    four = by_brightness(source, 4, [0, 1, 2, 3])
+    answers = [decide(thousand, wnids, source, where), decide(four, NAMES, source, where)]
     assert answers[0] == answers[1]
     assert [answer.said for answer in answers[0]] == ["airplane", "dog", "bear", "dog"]
     assert answers[0][0].image == "airplane1-bear2.png"
@@ -224,28 +222,23 @@ def test_the_cues_of_shapes_are_a_class_each_and_differ() -> None:
     for index, (shape, texture) in enumerate(shown):
         assert source.classes[source.label(index)] == shape
         assert TEXTURE_OF_CLASS[source.classes.index(texture)] == source.texture(index)
-    outline = iter(range(40))
-
-    def sees_outlines(images: Tensor) -> Tensor:
-        return torch.eye(10)[[next(outline) % 10 for _ in images]]
-
-    given = ask(sees_outlines, source.classes, source, range(40), (16, 16), "shapes")
+    given = decide([(range(40), torch.eye(10).repeat(4, 1))], source.classes, source, "shapes")
     assert shape_bias(given).pooled == Count(40, 0, 40)
     assert [cues(answer.image) for answer in given] == shown
     with pytest.raises(ValueError, match="use shapes:split=cue-conflict"):
         cues_of(Shapes("val", 4), "shapes")
 
 
-def test_a_stimulus_of_the_classifiers_size_is_shown_pixel_for_pixel(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a" / "cat1-dog1.png")
-    seen: list[Tensor] = []
-
-    def look(images: Tensor) -> Tensor:
-        seen.append(images)
-        return torch.zeros(len(images), 2)
-
-    source = open_source(str(tmp_path), "val", hold_out=False)
-    ask(look, ("cat", "dog"), source, [0], (16, 16), "x")
-    assert np.array_equal(seen[0][0].permute(1, 2, 0).numpy(), pixels)
+def test_scores_tell_the_counts_and_leave_out_what_is_undefined() -> None:
+    given = [Answer("", "cat", "dog", said) for said in ("cat", "cat", "cat", "dog", "bear")]
+    found = scores(shape_bias([*given, Answer("", "bear", "dog", "cat")]), "them", "how")
+    assert [(score.metric, score.value) for score in found] == [
+        ("shape bias of them", 75),
+        ("shape bias of them, cat", 75),
+    ]
+    assert found[0].protocol == (
+        "3 answers named the shape, 1 the texture, of 6 images where they differ; undefined for bear; how"
+    )
+    assert found[1].protocol == "3 shape, 1 texture of 5; how"
+    with pytest.raises(ValueError, match="shape bias: no answer to 1 images names their shape or texture"):
+        scores(shape_bias([Answer("", "bear", "dog", "cat")]), "", "how")

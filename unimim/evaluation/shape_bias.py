@@ -7,14 +7,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import ClassVar
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from ..engine.data.shapes import TEXTURE_OF_CLASS, Shapes
 from ..engine.data.sources import ImageSource
-from ..types import Size
-from .classify import Classify, answers
+from .finetuned import ask, finetuned, open_tests
+from .protocol import Protocol, Setting, Subject
+from .robustness import Given
+from .score import Score, accuracy
 from .sixteen import SIXTEEN, is_imagenet_1k
 
 COLUMNS = ("object_response", "category", "imagename")
@@ -132,20 +136,15 @@ def cues_of(source: ImageSource, where: str) -> list[tuple[str, str]]:
     return [(source.classes[source.label(i)], texture_class[source.texture(i)]) for i in range(len(source))]
 
 
-def ask(
-    classify: Classify, classes: Sequence[str], source: ImageSource, indices: Sequence[int], size: Size, where: str
-) -> list[Answer]:
-    """The classifier's answers to the images `indices` of a source, among all categories that the source shows.
-
-    The whole central square is shown at `size`: the stimuli have 224 pixels and nothing around the object to cut away.
-    """
+def decide(given: Given, classes: Sequence[str], source: ImageSource, where: str) -> list[Answer]:
+    """The answers that logits `given` to images of a source amount to, among all categories that the source shows."""
     shown = cues_of(source, where)
     groups = groups_of(classes, (cue for pair in shown for cue in pair), where)
-    names, given = list(groups), []
-    for read, logits in answers(classify, source, indices, size):
+    names, found = list(groups), []
+    for indices, logits in given:
         best = ranking(category_probabilities(logits, groups.values()))[:, 0].tolist()
-        given += [Answer(_image(source, i, *shown[i]), *shown[i], names[n]) for i, n in zip(read, best, strict=True)]
-    return given
+        found += [Answer(_image(source, i, *shown[i]), *shown[i], names[n]) for i, n in zip(indices, best, strict=True)]
+    return found
 
 
 def _image(source: ImageSource, index: int, shape: str, texture: str) -> str:
@@ -214,3 +213,70 @@ def figure3(counted: Mapping[str, Counted]) -> list[Series]:
         )
         for name, one in counted.items()
     ]
+
+
+def scores(counted: Counted, who: str, how: str) -> list[Score]:
+    """The pooled shape bias in percent and each category's, of whom `who` names ("" for the classifier itself)."""
+    pooled, metric = counted.pooled, f"shape bias of {who}" if who else "shape bias"
+    if pooled.bias is None:
+        raise ValueError(
+            f"{metric}: no answer to {pooled.shown} images names their shape or texture, so it is undefined"
+        )
+    undefined = [name for name, count in counted.categories.items() if count.bias is None]
+    words = [
+        f"{pooled.shape} answers named the shape, {pooled.texture} the texture, of {pooled.shown} images where they differ",
+        *([f"undefined for {', '.join(undefined)}"] if undefined else []),
+        how,
+    ]
+    found = [accuracy("shape-bias", pooled.shape, pooled.shape + pooled.texture, "; ".join(words), metric)]
+    for name, count in counted.categories.items():
+        if count.bias is not None:
+            words[:] = [f"{count.shape} shape, {count.texture} texture of {count.shown}", how]
+            named = count.shape + count.texture
+            found.append(accuracy("shape-bias", count.shape, named, "; ".join(words), f"{metric}, {name}"))
+    return found
+
+
+class ShapeBias(Protocol):
+    """Shape bias of a fine-tuned classifier on images whose outline and texture say different things.
+
+    data: images named shapeN-textureM, or shapes:split=cue-conflict; None is the --data itself.  finetuned: folder of the
+    classifier; None is the newest fine-tuning of the same student.  csv: decisions of others, a file or a folder of files
+    for each of them, scored in the same way.
+    The answers are kept as decisions.csv. Deviation from model-vs-human @ 79ed7cd: a classifier of another size than the
+    stimuli's 224 is shown them resized (bicubic), never cut.
+    """
+
+    task: ClassVar[str] = "shape-bias"
+
+    data: str | None = None
+    finetuned: Path | None = None
+    csv: tuple[Path, ...] = ()
+    batch: int = Field(64, gt=0)
+
+    @field_validator("csv", mode="before")
+    @classmethod
+    def _one_or_more(cls, csv: object) -> object:
+        return (csv,) if isinstance(csv, str | Path) else csv
+
+    def check(self, subject: Subject, setting: Setting) -> None:
+        spec = self.data or setting.data
+        cues_of(open_tests(spec), spec)
+        for path in self.csv:
+            read_answers(path)
+
+    def measure(self, subject: Subject, setting: Setting) -> list[Score]:
+        trained, spec = finetuned(subject, self.finetuned), self.data or setting.data
+        source = open_tests(spec)
+        setting.say(f"asking about {len(source)} images of {spec}")
+        found = decide(ask(trained, source, setting.run, self.batch, whole=True), trained.classes, source, spec)
+        folder = subject.place(self, source.fingerprint())
+        folder.mkdir(parents=True, exist_ok=True)
+        write_answers(folder / "decisions.csv", found, subject.recipe.name)
+        how = (
+            f"mean probability of a category's classes, of {len(trained.classes)}; the whole image; {trained.described}"
+        )
+        result = scores(shape_bias(found), "", how)
+        for path in self.csv:
+            result += scores(shape_bias(read_answers(path)), path.stem, "decisions of others")
+        return result
