@@ -19,9 +19,7 @@ Arranged = tuple[tuple[str, ...], list[int], list[int]]
 """Classes; places of a split's images among all; their labels, -1 when unlabelled."""
 
 
-def arrange(
-    names: Sequence[str], tags: Sequence[str], split: Split, where: str, hold_out: bool = True
-) -> Arranged:
+def arrange(names: Sequence[str], tags: Sequence[str], split: Split, where: str, hold_out: bool = True) -> Arranged:
     """One split of the images with these names (sorted, with slashes).
 
     tags: a class number or name beside each image ("" for none), which counts where no class folders are.
