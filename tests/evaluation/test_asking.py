@@ -66,7 +66,9 @@ def test_robustness_asks_among_the_classes_of_each_folder(home: Path, tmp_path: 
     protocol = Robustness.of(toys.recipe(), (f"data=[{few},{more}]",))
     scores = protocol.measure(subject(home), setting("shapes", home))
     assert [(score.metric, score.value) for score in scores] == [("top-1, few", 75), ("top-1, more", 33.33)]
-    assert scores[0].protocol == "argmax over the 2 classes of the set, of 4; fine-tuned by hand"
+    assert (
+        scores[0].protocol == "argmax over the 2 classes of the set, of 4; shown as in the test of: fine-tuned by hand"
+    )
     alone = Robustness.of(toys.recipe(), ()).measure(subject(home), setting(few, home))
     assert alone == scores[:1]
     with pytest.raises(ValueError, match=r"robustness\.data: .*two are alike"):

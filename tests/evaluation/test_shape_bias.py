@@ -239,6 +239,6 @@ def test_scores_tell_the_counts_and_leave_out_what_is_undefined() -> None:
     assert found[0].protocol == (
         "3 answers named the shape, 1 the texture, of 6 images where they differ; undefined for bear; how"
     )
-    assert found[1].protocol == "3 shape, 1 texture of 5; how"
+    assert found[1].protocol == "3 shape, 1 texture of 5 images; else as the pooled value"
     with pytest.raises(ValueError, match="shape bias: no answer to 1 images names their shape or texture"):
         scores(shape_bias([Answer("", "bear", "dog", "cat")]), "", "how")

@@ -117,5 +117,7 @@ class Robustness(Protocol):
         for spec, source in sources.items():
             setting.say(f"asking about {len(source)} images of {spec}")
             given = ask(trained, source, setting.run, self.batch)
-            scores.append(robustness(given, trained.classes, source, spec, trained.described))
+            scores.append(
+                robustness(given, trained.classes, source, spec, f"shown as in the test of: {trained.described}")
+            )
         return scores

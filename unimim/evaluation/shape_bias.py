@@ -231,9 +231,9 @@ def scores(counted: Counted, who: str, how: str) -> list[Score]:
     found = [accuracy("shape-bias", pooled.shape, pooled.shape + pooled.texture, "; ".join(words), metric)]
     for name, count in counted.categories.items():
         if count.bias is not None:
-            words[:] = [f"{count.shape} shape, {count.texture} texture of {count.shown}", how]
+            told = f"{count.shape} shape, {count.texture} texture of {count.shown} images; else as the pooled value"
             named = count.shape + count.texture
-            found.append(accuracy("shape-bias", count.shape, named, "; ".join(words), f"{metric}, {name}"))
+            found.append(accuracy("shape-bias", count.shape, named, told, f"{metric}, {name}"))
     return found
 
 
