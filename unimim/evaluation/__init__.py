@@ -16,6 +16,8 @@ PROTOCOLS: Mapping[str, str] = {
     "linear-beit": "heads:LinearBEiT",
     "fewshot": "fewshot:FewShot",
     "finetune": "finetune:FineTune",
+    "robustness": "robustness:Robustness",
+    "shape-bias": "shape_bias:ShapeBias",
 }
 """{task: module of this folder, and the protocol in it}; imported when asked for."""
 
