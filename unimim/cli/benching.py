@@ -91,7 +91,7 @@ def _given(
     for text in compare:
         with problems.of(f"--compare {text!r}"):
             name, *changes = shlex.split(text) or [""]
-            if not name or any("=" not in change for change in changes):
+            if "=" in name or not name or any("=" not in change for change in changes):
                 raise ValueError('give a recipe and its changes, in quotes: "mae loss=l1 head.depth=4"')
             sides.append((name, [*shared, *changes]))
     return sides

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from ..engine.distributed import launch, process_group
 from ..engine.run import Run
 from ..world import rank, world_size
-from .cost import Case, Cost, Workload
+from .cost import Case, Cost, Timing, Workload
 
 MODULE = "unimim.evaluation.turns"
 WARMUP = 3
@@ -118,7 +118,8 @@ def main(path: str) -> None:
 
 
 def _obey(case: Case, device: torch.device, answer: Callable[[Any], None]) -> None:
-    timings, workload = [], None
+    timings: list[Timing] = []
+    workload = None
     for asked in _orders():
         if asked == "build":
             try:
