@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from tests.engine import toys
 from unimim import Recipe
+from unimim.evaluation import protocol
 from unimim.evaluation.cost import SHARES, Case, Cost, Ledger, Timing, Workload, matmul_rate, ratios, watched
+from unimim.evaluation.training_cost import scores
 
 CPU = torch.device("cpu")
 B, N, D, PIXELS = 8, 16, 16, 48
@@ -76,6 +78,19 @@ def test_parts_make_up_the_whole(cost: Cost) -> None:
     assert (cost.cuda_allocated_mb, cost.cuda_reserved_mb) == (None, None)
     assert cost.matmul_share * cost.matmul_gflops_per_s == pytest.approx(cost.gflops_per_s)
     assert Cost.of(json.loads(json.dumps(cost.data()))) == cost
+
+
+def test_scores_say_what_they_are(cost: Cost) -> None:
+    found = {score.metric: score for score in scores(cost)}
+    assert found["step time"].value == cost.step_time_median_s
+    assert (found["memory"].value, found["memory"].unit) == (cost.peak_rss_mb, "MB")
+    assert sum(found[f"share of {part}"].value for part in SHARES) == pytest.approx(100)
+    assert "memory, reserved" not in found
+    assert all("batch 8, fp32, cpu, 1 threads" in score.protocol for score in found.values())
+    settings = protocol("cost").of(toys.recipe(), ("batch=4",))
+    assert settings.model_dump() == {"batch": 4, "steps": 20}
+    with pytest.raises(ValueError, match=r"cost\.steps: Input should be greater than or equal to 2, got 1"):
+        protocol("cost").of(toys.recipe(), ("steps=1",))
 
 
 def test_a_case_survives_json() -> None:

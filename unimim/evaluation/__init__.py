@@ -16,6 +16,7 @@ PROTOCOLS: Mapping[str, str] = {
     "linear-beit": "heads:LinearBEiT",
     "fewshot": "fewshot:FewShot",
     "finetune": "finetune:FineTune",
+    "cost": "training_cost:TrainingCost",
 }
 """{task: module of this folder, and the protocol in it}; imported when asked for."""
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..engine.distributed import parallel
 from ..engine.loop import Guard, backward, clip
-from ..engine.optim import adamw, set_decay, set_rate
+from ..engine.optim import make_optimizer, set_decay, set_rate
 from ..engine.run import Plan, Run, split
 from ..objective import Objective
 from ..recipe import Recipe
@@ -32,16 +32,18 @@ from ..world import all_reduce_sum, rank, world_size
 AXES = {"T": "teacher", "S": "student", "H": "head"}
 """Axes by letter, and the parts of a step that stand for them; the rest of a step is the optimizer."""
 WORDS = (
-    "random uint8 images in memory, cropped and masked by the recipe's own sampling; forward, backward, clipping, AdamW and "
+    "random uint8 images in memory, cropped and masked by the recipe's own sampling; forward, backward, clipping, optimizer and "
     "teacher updates, without loader and logs; warm-up left out; median"
 )
 SHARES = {
     "teacher": "its forward passes, and what it does before and after the step, as a momentum update (codebooks with it)",
     "student": "its forward passes and their backward",
     "head": "the rest of forward and backward: head, norm of the target, loss",
-    "optimizer": "clipping, AdamW, clearing gradients",
+    "optimizer": "clipping, the optimizer, clearing gradients",
 }
 """What each share of a step is."""
+GRAIN = 0.02
+"""Seconds by which two readings of the machine's CPU clock may be off."""
 FIT_IMAGES, INSTRUMENTED_STEPS, FEWEST = 64, 3, 3
 """For teachers that learn from data first; steps that shares are of; fewer clean steps than these are no sample."""
 
@@ -68,7 +70,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Timing:
-    """One step: wall seconds, CPU seconds of all its processes, and whether others left the machine alone meanwhile."""
+    """One step: wall seconds, CPU seconds of all its processes, and whether others left the machine alone meanwhile.
+
+    clean: all other programs together took less than a quarter of a core, so far as a clock of hundredths can tell.
+    """
 
     wall: float
     cpu: float
@@ -246,7 +251,7 @@ class Workload:
         if self.objective.needs_fit:
             self.objective.fit([self.batch.to(device)] * -(-FIT_IMAGES // share))
         self.model = parallel(self.objective, Run(out=Path(), device=case.device), device)
-        self.optimizer = adamw(self.objective, recipe.optimization, self.objective.depth_of)
+        self.optimizer = make_optimizer(self.objective, recipe.optimization, self.objective.depth_of)
         self.plan = Plan(
             1000 * recipe.batch, recipe.batch, recipe.epochs, recipe.seed, recipe.precision, recipe.optimization
         )
@@ -291,7 +296,7 @@ class Workload:
         ours = float(all_reduce_sum(torch.tensor(cpu, dtype=torch.float64, device=self.device)))
         later = _busy()
         others = 0.0 if busy is None or later is None else later - busy - ours
-        return Timing(wall, ours, others < 0.25 * wall + 0.02)
+        return Timing(wall, ours, others < 0.25 * wall + GRAIN)
 
     def shares(self) -> dict[str, float]:
         """Parts of SHARES as fractions of a step's time, in steps that are watched and timed by nobody else."""
