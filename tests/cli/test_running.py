@@ -311,7 +311,7 @@ def test_compare_reports_every_problem_at_once(unimim: Unimim, images: Path) -> 
     assert [line[:90] for line in ran.err.splitlines()] == [
         "error: 7 problems",
         "  seed=3: the seeds of a comparison are given by --seeds",
-        "  beit:loss=l1: 'beit' is not compared; compared: mae-micro, mae-micro, mea",
+        "  beit:loss=l1: 'beit' is not among the recipes; given: mae-micro, mea",
         "  mae-micro: los: unknown field, did you mean 'loss'?",
         "  mea: unknown recipe 'mea', did you mean 'mae'?; registered: beit, beit-large, beit-micro",
         "  'mae-micro' is compared twice; save a variant under a name: unimim show mae-micro loss=l",

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from . import data, doctor, errors, evaluating, files, launching, listing, replaying, running, sweeping, teachers
+from . import (
+    benching,
+    data,
+    doctor,
+    errors,
+    evaluating,
+    files,
+    launching,
+    listing,
+    replaying,
+    running,
+    sweeping,
+    teachers,
+)
 
 app = typer.Typer(
     help="Masked image modeling as one equation: loss = L(N(T(image)), H(S(masked image))).",
@@ -30,6 +43,7 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
         "train": (running.train, "unimim train mae-micro epochs=5 --data shapes --out runs/mae"),
         "compare": (running.compare, "unimim compare mae-micro data2vec-micro epochs=5 --data shapes --out runs/first"),
         "replay": (replaying.replay, "unimim replay runs/mae --steps 20"),
+        "bench": (benching.bench, "unimim bench mae-micro data2vec-micro --batch 16 --dtype bf16"),
         "eval": (evaluating.evaluate, "unimim eval runs/mae --data shapes"),
         "sweep": (sweeping.sweep, "unimim sweep experiments/table9-loss-norm/sweep.yaml"),
     },

@@ -18,6 +18,7 @@ PROTOCOLS: Mapping[str, str] = {
     "finetune": "finetune:FineTune",
     "robustness": "robustness:Robustness",
     "shape-bias": "shape_bias:ShapeBias",
+    "cost": "training_cost:TrainingCost",
 }
 """{task: module of this folder, and the protocol in it}; imported when asked for."""
 
