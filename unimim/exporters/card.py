@@ -42,8 +42,8 @@ def card(trained: Trained, difference: float) -> str:
         _front(recipe, run, scores),
         f"# {_md(recipe.title or recipe.name)}",
         f"A {_md(recipe.student.label)} encoder, {recipe.student.geometry.dim} wide, for images of "
-        f"{'x'.join(map(str, recipe.student.geometry.image))} pixels: features, no classifier. Trained by masked image modeling "
-        f"with unimim, recipe {_md(recipe.name)} ({recipe.hash}). {_md(recipe.paper)}".rstrip(),
+        f"{'x'.join(map(str, recipe.student.geometry.image))} pixels: features, no classifier. Pre-trained with unimim, "
+        f"recipe {_md(recipe.name)} ({recipe.hash}). {_md(recipe.paper)}".rstrip(),
         *_method(recipe),
         *_use(recipe, difference),
         *_data(run),
@@ -122,14 +122,18 @@ def _method(recipe: Recipe) -> list[str]:
 
 def _use(recipe: Recipe, difference: float) -> list[str]:
     config = recipe.student
+    size = "x".join(map(str, config.geometry.grid))
+    shape = f"{config.num_prefix} class and register tokens, then {size} patches in raster order"
+    if config.name == "swin":
+        shape = f"a map of {size} tokens, channels last"
     return [
         "## Use",
         "```python\nimport timm\n\n"
         'model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True).eval()  # or "local-dir:FOLDER"\n'
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
         'features = model.forward_features(transform(image.convert("RGB")).unsqueeze(0))\n```',
-        f"The first {config.num_prefix} tokens are no patches. " * bool(config.num_prefix)
-        + f"Loaded again, its patch features differed from the trained student's by at most {difference:.2g}.",
+        f"An image's features are {shape}. Loaded again by timm, they differed from the trained student's by at most "
+        f"{difference:.2g}.",
     ]
 
 
@@ -213,8 +217,10 @@ def _md(value: object) -> str:
 
 
 def _code(value: object) -> str:
-    """A span of code, which a table may hold too: GitHub's tables end a cell at a bar even there, unless it is escaped."""
-    line = text.clean_line(str(value)).replace("|", "\\|")
+    """A span of code; plain text if it holds what would end a table's cell inside one."""
+    line = text.clean_line(str(value))
+    if "|" in line or "\\" in line:
+        return _md(line)
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if len(fence) > 1 else ""
     return f"{fence}{pad}{line}{pad}{fence}" if line else ""
