@@ -65,6 +65,7 @@ def test_a_card_tells_axes_data_metrics_and_sources(trained: Any, tmp_path: Path
     made = replace(trained(), source=tmp_path)
     no_interval = score(made, task="segmentation", metric="mIoU", value=31.4, interval=None)
     stale = [score(made, value=11.11), score(made, hash="another", task="linear", value=99.99)]
+    stale.append(score(made, momentum=True, protocol="of the momentum copy", value=88.88))
     record(tmp_path, RUN, [*stale, score(made), no_interval])
     text = card(made, 1e-6)
     head = front(text)
@@ -85,7 +86,7 @@ def test_a_card_tells_axes_data_metrics_and_sources(trained: Any, tmp_path: Path
     assert "unimim train mae-micro --data photos --out=mae epochs=5" in text
     assert "`abc123` with changes" in text
     assert any(line.startswith("| `optimization.lr` | `") and "ours" in line for line in rows)
-    for absent in ("11.11", "99.99", "secret", "/home"):
+    for absent in ("11.11", "88.88", "99.99", "secret", "/home"):
         assert absent not in text
 
 

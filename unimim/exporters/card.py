@@ -71,12 +71,13 @@ def _json(path: Path, line: str | None = None) -> dict[str, Any]:
 
 
 def _scores(folders: Iterable[Path], recipe: Recipe) -> list[dict[str, Any]]:
-    """The last score of each protocol on each data set, of this recipe."""
+    """The last score of each protocol on each data set, of this recipe's student and not of its momentum copy."""
     last: dict[tuple[str, ...], dict[str, Any]] = {}
     for path in sorted(folder / "eval.jsonl" for folder in folders):
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
             score = _json(path, line)
-            if score.get("hash") == recipe.hash and isinstance(score.get("value"), int | float):
+            ours = score.get("hash") == recipe.hash and not score.get("momentum")
+            if ours and isinstance(score.get("value"), int | float):
                 key = tuple(str(score.get(part)) for part in ("task", "metric", "data", "fingerprint", "protocol"))
                 last[key] = score
     return list(last.values())
