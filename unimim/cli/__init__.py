@@ -49,7 +49,7 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
     },
     "Files": {
         "convert": (files.convert, "unimim convert mae_pretrain_vit_base.pth --as mae --out weights/mae"),
-        "export": (files.export, "unimim export runs/mae --to timm --out exported/mae"),
+        "export": (files.export, "unimim export runs/mae --to hf --out exported/mae"),
     },
     "Extend and check": {
         "schema": (listing.schema, "unimim schema --out recipe.schema.json"),
