@@ -75,6 +75,16 @@ def test_the_bootstrap_holds_the_value_is_seeded_and_narrows_with_images() -> No
     assert narrow < wide
 
 
+def test_a_class_of_a_single_image_does_not_move_the_interval_off_the_value() -> None:
+    tables = torch.zeros(12, 3, 11, dtype=torch.int64)
+    for number in range(12):
+        tables[number, :, 0] = torch.tensor([80, 85, 100])
+        tables[number, 1, 1 + number % 10] = 20
+    value = float(agreement(tables.sum(0)).miou)
+    low, high = intervals(tables, 0)[0]
+    assert low <= value <= high
+
+
 @given(st.integers(1, 200), st.integers(1, 64), st.data())
 def test_windows_cover_every_pixel_and_end_with_the_image(length: int, window: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, window))

@@ -31,22 +31,31 @@ def areas(matrix: Tensor) -> Tensor:
     return torch.stack([matrix.diagonal(dim1=-2, dim2=-1), matrix.sum(-1), matrix.sum(-2)], -2)
 
 
-def agreement(found: Tensor) -> Agreement:
+def agreement(found: Tensor, whole: Tensor | None = None) -> Agreement:
     """Of areas (..., 3, C), each of shape (...).
 
     IoU of a class = found / (labelled + predicted - found). A class that is neither labelled nor predicted in any image
     has none and is left out of the mean; one that is predicted but never labelled counts with 0. So do mmseg and
     torchmetrics' MulticlassJaccardIndex. A class's accuracy needs labelled pixels.
+    whole (3, C): where a class that is left out takes its value from, if it can.
     """
     hit, labelled, predicted = found.double().unbind(-2)
-    iou = hit / (labelled + predicted - hit)
-    return Agreement(100 * iou.nanmean(-1), 100 * hit.sum(-1) / labelled.sum(-1), 100 * (hit / labelled).nanmean(-1))
+    iou, accuracy = hit / (labelled + predicted - hit), hit / labelled
+    if whole is not None:
+        right, own, guessed = whole.double()
+        iou = torch.where(iou.isnan(), right / (own + guessed - right), iou)
+        accuracy = torch.where(accuracy.isnan(), right / own, accuracy)
+    pixels = hit.sum(-1) / labelled.sum(-1)
+    return Agreement(100 * iou.nanmean(-1), 100 * pixels, 100 * accuracy.nanmean(-1))
 
 
 def intervals(found: Tensor, seed: int, resamples: int = 1000) -> list[tuple[float, float]]:
-    """Bootstrap 95 % interval of each number of `Agreement`: the images' areas (n, 3, C), drawn again with repetition."""
+    """Bootstrap 95 % interval of each number of `Agreement`: the images' areas (n, 3, C), drawn again with repetition.
+
+    A class that is in no image drawn keeps the value it has in all: the mean over fewer classes is another quantity.
+    """
     n, flat = len(found), found.flatten(1).double()
     times = torch.from_numpy(rng(seed, n).multinomial(n, [1 / n] * n, size=resamples)).double()
-    drawn = agreement((times @ flat).view(resamples, *found.shape[1:]))
+    drawn = agreement((times @ flat).view(resamples, *found.shape[1:]), found.sum(0))
     limits = torch.tensor([0.025, 0.975], dtype=torch.float64)
     return [(float(low), float(high)) for low, high in (values.nanquantile(limits) for values in drawn)]
