@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": COMPOSED | {"engine"},
     "training": COMPOSED | {"engine", "weights"},
     "replay": COMPOSED | {"engine", "training"},
-    "evaluation": COMPOSED | {"engine", "views"},
+    "evaluation": COMPOSED | {"engine", "views", "weights"},
     "importers": JOINED,
     "report": set(),
     "comparison": JOINED | {"evaluation", "report"},

@@ -95,6 +95,26 @@ class Student(Component, nn.Module):
     def forward(self, view: View, mask: Mask | None = None, taps: Sequence[Tap] = ()) -> Encoded:
         """view, mask (None: the whole image) -> Encoded with the asked taps."""
 
+    def adapt(self, **changes: Any) -> Student:
+        """A student whose config differs in these fields, with this one's weights: for images of another size, drop path,
+        and whatever else training on labels changes. Raises ValueError where the weights cannot follow."""
+        config = type(self.config).model_validate(self.config.model_dump() | changes)
+        twin: Student = config.build()
+        state, wanted = self.state_for(twin), twin.state_dict()
+        misfits = [name for name in {**state, **wanted} if name not in state or name not in wanted]
+        misfits += [name for name in state if name in wanted and state[name].shape != wanted[name].shape]
+        if misfits:
+            listed = ", ".join(f"{field}={value}" for field, value in changes.items())
+            raise ValueError(
+                f"student {self.config.name}: its weights cannot follow {listed}: {', '.join(misfits[:4])}"
+            )
+        twin.load_state_dict(dict(state))
+        return twin
+
+    def state_for(self, twin: Student) -> Mapping[str, Tensor]:
+        """This one's weights under the names and in the shapes of `twin`, which is built from a changed config."""
+        return self.state_dict()
+
     def layer_of(self, parameter: str) -> int:
         """For layer-wise rates: 0 for embeddings, k for block k (1-based), num_layers + 1 for the rest."""
         raise ValueError(

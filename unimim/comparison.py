@@ -17,8 +17,9 @@ from .engine.data.sources import ImageSource, in_memory, open_source
 from .engine.loop import NonFinite
 from .engine.run import Run
 from .evaluation.gallery import gallery
-from .evaluation.probes import Probes, Results, Spread
+from .evaluation.probes import Probes, Results
 from .evaluation.score import Score
+from .evaluation.sources import spread
 from .objective import Objective
 from .provenance import source_of
 from .recipe import Recipe, leaves
@@ -78,7 +79,7 @@ def compare(comparison: Comparison, say: Say = print) -> report.Report:
             continue
         if outcome.status != "done":
             raise KeyboardInterrupt
-    train, test = Spread(_opened(comparison, "train"), comparison.probe_images), _opened(comparison, "val")
+    train, test = spread(_opened(comparison, "train"), comparison.probe_images), _opened(comparison, "val")
     probes = Probes(train, test, results, comparison.run.device, say)
     entries = [_entry(comparison, recipe, probes) for recipe in comparison.recipes if recipe.name not in skipped]
     page = report.Report(
@@ -129,7 +130,7 @@ def _baselines(comparison: Comparison, probes: Probes) -> list[report.Entry]:
 
 
 def _panels(objective: Objective, source: ImageSource) -> tuple[report.Panel, ...]:
-    indices = Spread(source, NUM_EXAMPLES).places
+    indices = spread(source, NUM_EXAMPLES).places
     names = [source.classes[source.label(i)] if source.classes else source.name(i) for i in indices]
     return tuple(
         report.Panel(row.title, tuple(map(report.Picture, names, row.images)), row.note)

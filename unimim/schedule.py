@@ -62,6 +62,8 @@ class Optimization(Frozen):
     `lr_per_256`, which leaves warmup_lr and min_lr as they are. T is that total times `until`, if given: above 1 training ends
     before the cosine does. weight_decay may be a Schedule. Biases and vectors are never decayed; `no_decay` names further
     parameters by the last part of their name.
+    optimizer "lars" puts that rate into LARS with momentum 0.9 and trust 0.001 instead, whose rate adapts to the norms of
+    matrices and leaves vectors alone (MAE's linear probe); betas and eps are AdamW's.
     `layer_decay` d multiplies the rate of student block k of depth n (1-based) by d^(n + 1 - k), of its embeddings by
     d^(n + 1), and leaves everything else.
     """
@@ -80,6 +82,7 @@ class Optimization(Frozen):
     clip_norm: float | None = Field(None, gt=0)
     layer_decay: float | None = Field(None, gt=0, le=1)
     shape: Literal["cosine", "linear"] = Field("cosine", exclude_if=lambda shape: shape == "cosine")
+    optimizer: Literal["adamw", "lars"] = Field("adamw", exclude_if=lambda name: name == "adamw")
 
     @field_validator("weight_decay")
     @classmethod

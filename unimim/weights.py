@@ -49,9 +49,23 @@ def load(folder: Path) -> Objective:
     return objective
 
 
-def load_student(folder: Path) -> Student:
-    """The student alone, without building (or having) its teachers; for evaluation and export."""
-    return student_of(read_recipe(folder), read_tensors(folder), folder / TENSORS)
+def load_student(folder: Path, momentum: bool = False) -> Student:
+    """The student alone, without building (or having) its teachers; for evaluation and export.
+
+    momentum: its momentum copy instead. ValueError if the recipe keeps none.
+    """
+    recipe, tensors = read_recipe(folder), read_tensors(folder)
+    return student_of(recipe, _momentum(recipe, tensors) if momentum else tensors, folder / TENSORS)
+
+
+def _momentum(recipe: Recipe, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the momentum copy, named as the student's own."""
+    for term in recipe.terms:
+        prefix = f"teachers.{term}.copy.student."
+        found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if found:
+            return {f"student.{name}": tensor for name, tensor in found.items()}
+    raise ValueError(f"recipe {recipe.name!r} keeps no momentum copy of the student; leave out --momentum")
 
 
 def student_of(recipe: Recipe, tensors: Mapping[str, Tensor], source: Path) -> Student:

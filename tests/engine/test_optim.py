@@ -7,7 +7,7 @@ import math
 import pytest
 
 from unimim import Objective
-from unimim.engine.optim import adamw, parameter_groups, set_decay, set_rate
+from unimim.engine.optim import make_optimizer, parameter_groups, set_decay, set_rate
 from unimim.engine.run import Plan, split
 from unimim.schedule import Optimization
 
@@ -31,7 +31,7 @@ def test_every_trainable_parameter_is_in_one_group_and_vectors_are_not_decayed()
 
 def test_layer_decay_falls_from_the_head_to_the_embeddings() -> None:
     objective = Objective(recipe("beit-micro"))
-    optimizer = adamw(objective, Optimization(lr=1.0, layer_decay=0.5), objective.depth_of)
+    optimizer = make_optimizer(objective, Optimization(lr=1.0, layer_decay=0.5), objective.depth_of)
     set_rate(optimizer, 2.0)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     named = {name: rates[id(p)] for name, p in objective.named_parameters() if p.requires_grad}
@@ -44,7 +44,9 @@ def test_layer_decay_falls_from_the_head_to_the_embeddings() -> None:
 
 def test_the_decay_of_a_step_leaves_vectors_alone() -> None:
     objective = Objective(recipe("beit-micro"))
-    optimizer = adamw(objective, Optimization(lr=1.0, weight_decay={"start": 0.04, "end": 0.4}), objective.depth_of)
+    optimizer = make_optimizer(
+        objective, Optimization(lr=1.0, weight_decay={"start": 0.04, "end": 0.4}), objective.depth_of
+    )
     before = {group["weight_decay"] for group in optimizer.param_groups}
     set_decay(optimizer, 0.2)
     assert sorted(before) == pytest.approx([0, 0.04])

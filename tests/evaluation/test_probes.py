@@ -14,8 +14,9 @@ from unimim.evaluation.features import Features, pixel_features, standardize, st
 from unimim.evaluation.gallery import gallery
 from unimim.evaluation.knn import knn, votes
 from unimim.evaluation.linear import fit_logistic, linear_probe
-from unimim.evaluation.probes import Probes, Results, Spread
+from unimim.evaluation.probes import Probes, Results
 from unimim.evaluation.score import accuracy
+from unimim.evaluation.sources import spread
 from unimim.training import build
 
 GOLDENS = Path(os.environ.get("UNIMIM_GOLDENS", Path(__file__).parents[1] / "parity" / "data"))
@@ -100,7 +101,7 @@ def test_results_are_kept_and_found_again(tmp_path: Path) -> None:
     said: list[str] = []
     path = tmp_path / "results.jsonl"
     for _ in range(2):
-        probes = Probes(Spread(toys.Noise(30), 20), toys.Noise(10), Results(path), "cpu", said.append)
+        probes = Probes(spread(toys.Noise(30), 20), toys.Noise(10), Results(path), "cpu", said.append)
         scores = probes.student("key", "mine", toys.recipe(), lambda: build(toys.recipe()).student)
         assert [score.task for score in scores] == ["k-NN", "linear"]
     assert said == ["evaluating mine, seed 0"]
@@ -142,9 +143,9 @@ def test_the_prediction_row_is_the_image_where_the_prediction_is_the_target() ->
 
 def test_a_part_of_a_source_keeps_its_classes_and_is_always_the_same() -> None:
     whole = toys.Noise(200)
-    part = Spread(whole, 100)
+    part = spread(whole, 100)
     labels = [part.label(index) for index in range(len(part))]
     assert len(labels) == 100
     assert 25 < sum(labels) < 75, "every other image is of class 1"
-    assert labels == [Spread(whole, 100).label(index) for index in range(100)]
-    assert [Spread(whole, None).name(index) for index in range(200)] == [whole.name(index) for index in range(200)]
+    assert labels == [spread(whole, 100).label(index) for index in range(100)]
+    assert [spread(whole, None).name(index) for index in range(200)] == [whole.name(index) for index in range(200)]

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from unimim import Objective, TargetSpec, load
 from unimim.address import rng
-from unimim.engine.optim import adamw, parameter_groups, set_rate
+from unimim.engine.optim import make_optimizer, parameter_groups, set_rate
 from unimim.importers.base import apply
 from unimim.importers.vit import BEIT_ENCODER
 from unimim.layers import patchify, unpatchify
@@ -196,7 +196,9 @@ def test_layer_decay(piece: Any, method: str) -> None:
     ends = {name: value["lr_scale"] for name, value in official.items() if name.startswith(("head", "fc_norm"))}
     assert set(ends.values()) == {1.0}
     assert ours["student.norm.weight"][0] == ours["branches.mim.head.proj.weight"][0] == 1.0
-    scales = {group["rate_scale"] for group in adamw(objective, recipe.optimization, objective.depth_of).param_groups}
+    scales = {
+        group["rate_scale"] for group in make_optimizer(objective, recipe.optimization, objective.depth_of).param_groups
+    }
     assert sorted(scales) == pytest.approx(golden[f"{method}_scales"].tolist(), rel=1e-12)
 
 

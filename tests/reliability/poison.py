@@ -20,7 +20,7 @@ from unimim.engine.data.loader import order, steps
 from unimim.engine.distributed import process_group
 from unimim.engine.log import Log
 from unimim.engine.loop import NonFinite, backward, clip, train
-from unimim.engine.optim import adamw
+from unimim.engine.optim import make_optimizer
 from unimim.engine.run import Run
 from unimim.engine.state import awaited_state
 from unimim.training import build, plan_of
@@ -98,7 +98,7 @@ class Training:
 
     def _state(self) -> tuple[int, dict[str, torch.Tensor]]:
         checkpoints = Checkpoints(self.run.out / "nonfinite")
-        optimizer = adamw(self.objective, self.plan.optimization, self.objective.depth_of)
+        optimizer = make_optimizer(self.objective, self.plan.optimization, self.objective.depth_of)
         found = checkpoints.newest()
         assert found is not None
         state = awaited_state(self.objective, optimizer, checkpoints.names(found))

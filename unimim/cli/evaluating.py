@@ -1,98 +1,182 @@
-"""The command that scores what was trained: eval."""
+"""The command that measures what was trained: eval."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..evaluation import PROTOCOLS, protocol
 from ..registry import did_you_mean
-from .console import emit, say, show_card, show_table, table
-from .errors import Problems, run_errors
-from .inputs import Data, Device, DryRun, ProbeImages, open_data, refuse_torchrun, run_options
+from .console import emit, remark, say, show_card, show_table, table
+from .errors import Interrupted, Problems, run_errors
+from .inputs import Data, Device, DryRun, ProbeImages, open_data, refuse_torchrun, run_options, split_changes
 from .listing import Json
+from .running import AGAIN, InMemory, LogEvery, MicroBatch, Minutes, Procs, Workers, launch_processes
 
 if TYPE_CHECKING:
-    from ..axes import Student
-    from ..engine.data.sources import ImageSource
-    from ..evaluation.features import Features
+    from ..evaluation.protocol import Protocol, Setting, Subject
     from ..evaluation.score import Score
-    from ..recipe import Recipe
 
 
 def evaluate(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A weights folder, or the folder of a run that is done.")
     ],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TASK.KEY=VALUE]...", help="Changes of a task's settings: finetune.epochs=5.", show_default=False
+        ),
+    ] = None,
     data: Data = "",
-    task: Annotated[str, typer.Option(metavar="T", help="Protocols, separated by commas.")] = "knn,linear",
+    task: Annotated[
+        str, typer.Option(metavar="T", help=f"Measurements, separated by commas: {', '.join(PROTOCOLS)}.")
+    ] = "knn,linear",
+    momentum: Annotated[
+        bool, typer.Option("--momentum", help="Measure the momentum copy instead of the student.")
+    ] = False,
     probe_images: ProbeImages = None,
     block: Annotated[
-        int | None, typer.Option(metavar="K", help="0-based block to read.", show_default="final norm")
+        int | None, typer.Option(metavar="K", help="0-based block that probes read.", show_default="final norm")
     ] = None,
-    pool: Annotated[str, typer.Option(metavar="P", help="mean (of the patch tokens) or class (token).")] = "mean",
+    pool: Annotated[
+        str | None, typer.Option(metavar="P", help="What probes read: mean (of the patch tokens) or class (token).")
+    ] = None,
+    procs: Procs = 1,
+    micro_batch: MicroBatch = None,
+    workers: Workers = None,
     device: Device = None,
+    in_memory: InMemory = False,
+    log_every: LogEvery = None,
+    checkpoint_minutes: Minutes = None,
     as_json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Score the frozen features of a trained student.
+    """Measure a trained student.
 
-    Scores are also appended to PATH/eval.jsonl.
+    Scores are appended to PATH/eval.jsonl. What a task trains is kept in PATH/eval, and the same command goes on there.
     """
     problems = Problems()
-    refuse_torchrun(problems, "eval")
+    changes, of_run = split_changes(changes or [])
     tasks = _tasks(problems, task)
-    if pool not in ("mean", "class"):
-        problems.add(f"--pool: {pool!r} is neither mean nor class")
-    trained = _trained(problems, path, block)
-    images = _images(problems, data, probe_images)
-    run = run_options(problems, path, 1, device=device)
+    if not all(protocol(name).trains for name in tasks) or procs > 1:
+        refuse_torchrun(problems, "eval" if procs == 1 else "--procs")
+    if procs > 1 and not all(protocol(name).trains for name in tasks):
+        problems.add(
+            f"--procs: only {', '.join(name for name in PROTOCOLS if protocol(name).trains)} run in several processes"
+        )
+    subject = _subject(problems, path, momentum)
+    chosen = _chosen(problems, subject, tasks, changes, {"block": block, "pool": pool}) if subject else []
+    train = open_data(problems, data, "train", labelled=True)
+    test = open_data(problems, data, "val", labelled=True) if train else None
+    options: dict[str, Any] = {"micro_batch": micro_batch, "workers": workers, "log_every": log_every}
+    options |= {"checkpoint_minutes": checkpoint_minutes, "device": device}
+    run = run_options(problems, path, procs, of_run, **options)
+    setting = _setting(data, run, in_memory, probe_images) if run and train and test else None
+    if subject and setting:
+        for one in chosen:
+            with problems.of():
+                one.check(subject, setting)
     problems.refuse()
-    assert trained
-    assert images
-    assert run
-    about = _about(trained, data, images)
+    assert subject
+    assert setting
+    assert train
+    assert test
+    about = {"recipe": subject.recipe.name, "hash": subject.recipe.hash, "momentum": momentum, "data": data}
+    about |= {
+        "fingerprint": test.fingerprint(),
+        "train": min(len(train), probe_images or len(train)),
+        "test": len(test),
+    }
     if dry_run:
-        rows = [("weights", trained.folder), ("recipe", f"{trained.recipe.name} ({trained.recipe.hash})")]
+        rows: list[tuple[str, object]] = [("weights", subject.folder)]
+        rows += [("recipe", f"{subject.recipe.name} ({subject.recipe.hash})")]
+        rows += [(type(one).task, one.model_dump_json()) for one in chosen]
         what = f"{data}: {about['train']} training images, {about['test']} test images"
-        show_card([*rows, ("tasks", ", ".join(tasks)), ("data", what), ("device", run.device)])
+        show_card([*rows, ("data", what), ("device", setting.run.device)])
         say("dry run: nothing was started", "green")
-        return
-    features = _features(trained, images, pool, block, run.device)
-    scores = [protocol(*features) for protocol in tasks.values()]
-    _keep(path / "eval.jsonl", about, scores)
-    if as_json:
-        emit({"path": str(path), **about, "scores": [score.data() for score in scores]})
+    elif procs > 1:
+        launch_processes(procs, sys.argv[1:])
     else:
+        _measure(chosen, subject, setting, about, as_json)
+
+
+def _measure(
+    chosen: Sequence[Protocol], subject: Subject, setting: Setting, about: dict[str, Any], as_json: bool
+) -> None:
+    """Each score is kept as soon as it is there."""
+    from ..evaluation.supervised import Preempted
+
+    first, scores = os.environ.get("RANK", "0") == "0", []
+    try:
+        with run_errors(f"what is measured stays; {AGAIN}"):
+            for one in chosen:
+                found = one.measure(subject, setting)
+                if first:
+                    _keep(subject.home / "eval.jsonl", about, one, found)
+                scores += found
+    except Preempted:
+        raise Interrupted(f"stopped; {AGAIN}") from None
+    if first and as_json:
+        emit({"path": str(subject.home), **about, "scores": [score.data() for score in scores]})
+    elif first:
         _print(scores)
-        say(f"{about['test']} test images, {about['train']} training images; kept in {path / 'eval.jsonl'}", "dim")
+        kept = subject.home / "eval.jsonl"
+        say(f"{about['test']} test images, {about['train']} training images; kept in {kept}", "dim")
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A student, and the recipe and folder it came from."""
-
-    folder: Path
-    recipe: Recipe
-    student: Student
-
-
-def _trained(problems: Problems, path: Path, block: int | None) -> Trained | None:
+def _subject(problems: Problems, path: Path, momentum: bool) -> Subject | None:
     from .. import weights
+    from ..evaluation.protocol import Subject
 
     with problems.of():
         folder = weights_folder(path)
-        recipe = weights.read_recipe(folder)
-        if block is not None and not 0 <= block < recipe.student.num_blocks:
-            problems.add(f"--block: the student has blocks 0 to {recipe.student.num_blocks - 1}, not {block}")
-        return Trained(folder, recipe, weights.load_student(folder))
+        return Subject(
+            path, folder, weights.read_recipe(folder), weights.load_student(folder, momentum).eval(), momentum
+        )
     return None
+
+
+def _setting(data: str, run: Any, in_memory: bool, probe_images: int | None) -> Setting:
+    from ..evaluation.protocol import Setting
+
+    return Setting(data, run, in_memory, probe_images, lambda text: remark(text, "dim"))
+
+
+def _tasks(problems: Problems, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in (name for name in names if name not in PROTOCOLS):
+        problems.add(f"--task: unknown task {name!r}{did_you_mean(name, PROTOCOLS)}; tasks: {', '.join(PROTOCOLS)}")
+    return [name for name in dict.fromkeys(names) if name in PROTOCOLS]
+
+
+def _chosen(
+    problems: Problems, subject: Subject, tasks: Sequence[str], changes: Sequence[str], reading: dict[str, Any]
+) -> list[Protocol]:
+    """The settings of each task, with the changes that name it."""
+    own: dict[str, list[str]] = {name: [] for name in tasks}
+    for change in changes:
+        name, dot, rest = change.partition(".")
+        if dot and name in own:
+            own[name].append(rest)
+        else:
+            problems.add(
+                f"{change}: changes begin with a task of this command: {', '.join(f'{t}.KEY=VALUE' for t in tasks)}"
+            )
+    found = []
+    for name in tasks:
+        kind = protocol(name)
+        read = [f"features.{key}={value}" for key, value in reading.items() if value is not None]
+        with problems.of():
+            found.append(kind.of(subject.recipe, (*(read if "features" in kind.model_fields else ()), *own[name])))
+    return found
 
 
 def weights_folder(path: Path) -> Path:
@@ -109,52 +193,16 @@ def weights_folder(path: Path) -> Path:
     return path
 
 
-def _images(problems: Problems, data: str, most: int | None) -> tuple[ImageSource, ImageSource] | None:
-    """Training images for the probes (at most so many) and test images."""
-    from ..evaluation.probes import Spread
-
-    train = open_data(problems, data, "train", labelled=True)
-    test = open_data(problems, data, "val", labelled=True) if train else None
-    return (Spread(train, most), test) if train and test else None
-
-
-def _tasks(problems: Problems, text: str) -> dict[str, Callable[[Features, Features], Score]]:
-    """{name: score of training and test features}, for the names in `text`."""
-    from ..evaluation.knn import knn
-    from ..evaluation.linear import linear_probe
-
-    known: dict[str, Callable[[Features, Features], Score]] = {"knn": knn, "linear": linear_probe}
-    names = [name.strip() for name in text.split(",")]
-    for name in (name for name in names if name not in known):
-        problems.add(f"--task: unknown task {name!r}{did_you_mean(name, known)}; tasks: {', '.join(known)}")
-    return {name: known[name] for name in names if name in known}
-
-
-def _features(
-    trained: Trained, images: tuple[ImageSource, ImageSource], pool: Any, block: int | None, device: str
-) -> list[Features]:
-    from ..evaluation.features import student_features
-
-    with run_errors("nothing was written"):
-        read = partial(student_features, trained.student, precision=trained.recipe.precision)
-        return [read(source, pool, block, device) for source in images]
-
-
-def _about(trained: Trained, data: str, images: tuple[ImageSource, ImageSource]) -> dict[str, Any]:
-    train, test = images
-    about = {"recipe": trained.recipe.name, "hash": trained.recipe.hash, "data": data}
-    return {**about, "fingerprint": test.fingerprint(), "train": len(train), "test": len(test)}
-
-
-def _keep(path: Path, about: dict[str, Any], scores: list[Score]) -> None:
-    now = time.strftime("%Y-%m-%d %H:%M:%S")
+def _keep(path: Path, about: dict[str, Any], measured: Protocol, scores: Sequence[Score]) -> None:
+    now, settings = time.strftime("%Y-%m-%d %H:%M:%S"), measured.model_dump(mode="json")
+    rows = [{"time": now, **about, **score.data(), "settings": settings} for score in scores]
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"time": now, **about, **score.data()}) + "\n" for score in scores)
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def _print(scores: list[Score]) -> None:
+def _print(scores: Sequence[Score]) -> None:
     rows = []
     for score in scores:
-        low, high = score.interval
-        rows.append((score.task, f"{score.value:.1f} {score.unit}", f"{low:.1f} to {high:.1f}", score.protocol))
-    show_table(table(["task", "top-1", "95 % interval", "protocol"], rows, fold="protocol"))
+        known = f"{score.interval[0]:.1f} to {score.interval[1]:.1f}" if score.interval else ""
+        rows.append((score.task, score.metric, f"{score.value:.4g} {score.unit}", known, score.protocol))
+    show_table(table(["task", "metric", "value", "95 % interval", "protocol"], rows, fold="protocol"))

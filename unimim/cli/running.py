@@ -38,6 +38,7 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Required: the folder to write, or to go on with.", show_default=False),
 ]
+Procs = Annotated[int, typer.Option(metavar="N", min=1, help="Processes on this machine, e.g. one a GPU.")]
 MicroBatch = Annotated[
     int | None, typer.Option(metavar="N", help="Images a process takes at once.", show_default="its whole share")
 ]
@@ -68,7 +69,7 @@ def train(
     ] = None,
     data: Data = "",
     out: Out = None,
-    procs: Annotated[int, typer.Option(metavar="N", help="Processes on this machine, e.g. one a GPU.")] = 1,
+    procs: Procs = 1,
     micro_batch: MicroBatch = None,
     workers: Workers = None,
     device: Device = None,

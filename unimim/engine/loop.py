@@ -22,7 +22,7 @@ from .data.sources import ImageSource
 from .distributed import Agreement, accumulating, parallel
 from .folder import read_status, write_status
 from .log import Log
-from .optim import adamw, set_decay, set_rate
+from .optim import make_optimizer, set_decay, set_rate
 from .run import Plan, Run, split
 from .state import awaited_state, student_state, training_state
 from .watch import Watch
@@ -86,6 +86,7 @@ def train(
         model, optimizer, found = prepare(objective, source, sampling, plan, run, device, checkpoints, log)
         start = found.step if found else 0
         meters, guard = Meters(found.meta.get("meters") if found else None, device), Guard(device, run.skip_nonfinite)
+        fused = bool(optimizer.defaults.get("fused"))
         log.restart(start)
         saved_at = time.monotonic()
         loss = found.meta.get("loss") if found else None
@@ -109,7 +110,8 @@ def train(
                 if guard.stuck():
                     give_up(objective, optimizer, source, plan, run, step, losses, grad_norm)
                 meters.add(losses, grad_norm, good)
-                optimizer.step()
+                if fused or good:  # fused optimizers know themselves when not to step
+                    optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 objective.on_step_end(progress)
                 done = step + 1
@@ -163,7 +165,7 @@ def prepare(
         if run.compile:
             block.compile()
     model = parallel(objective, run, device)
-    optimizer = adamw(objective, plan.optimization, trainable.depth_of)
+    optimizer = make_optimizer(objective, plan.optimization, trainable.depth_of)
     if found is None:
         return model, optimizer, None
     for warning in found.warnings:

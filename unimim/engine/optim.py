@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.optim import Lars
 from torch import nn
 
 from ..schedule import Optimization
@@ -31,9 +32,12 @@ def parameter_groups(module: nn.Module, policy: Optimization, depth_of: Callable
     ]
 
 
-def adamw(module: nn.Module, policy: Optimization, depth_of: Callable[[str], int]) -> torch.optim.AdamW:
-    """AdamW over those groups, fused."""
+def make_optimizer(module: nn.Module, policy: Optimization, depth_of: Callable[[str], int]) -> torch.optim.Optimizer:
+    """AdamW over those groups, fused; or LARS, which adapts the rate of matrices, also without weight decay, and of no vector."""
     groups = parameter_groups(module, policy, depth_of)
+    if policy.optimizer == "lars":
+        groups = [{**group, "always_adapt": group["decays"]} for group in groups]
+        return Lars(groups, lr=policy.lr, momentum=0.9, trust_coeff=0.001)  # type: ignore[no-any-return]
     return torch.optim.AdamW(groups, lr=policy.lr, betas=policy.betas, eps=policy.eps, fused=True)
 
 

@@ -1,4 +1,4 @@
-"""What a training must remember, as one flat mapping of tensors: the objective's state and AdamW's, by parameter name."""
+"""What a training must remember, as one flat mapping of tensors: the objective's state and the optimizer's, by parameter."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from torch import Tensor, nn
 
 from ..world import whole
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+KEYS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
 def training_state(objective: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """ "objective/NAME" and "optimizer/NAME/{step,exp_avg,exp_avg_sq}"; the tensors are those in use, not copies."""
+    """ "objective/NAME" and "optimizer/NAME/KEY", KEY step, exp_avg and exp_avg_sq (AdamW) or momentum_buffer (LARS).
+
+    The tensors are those in use, not copies.
+    """
     state = {f"objective/{name}": tensor for name, tensor in objective.training_state().items()}
     for name, parameter in _trained(objective, optimizer).items():
-        moments = optimizer.state.get(parameter, {})
-        state |= {f"optimizer/{name}/{key}": moments[key] for key in ("step", *MOMENTS) if key in moments}
+        state |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
     return state
 
 
 def awaited_state(objective: Any, optimizer: torch.optim.Optimizer, held: set[str]) -> dict[str, Tensor]:
-    """The mapping that a checkpoint with the tensors `held` is to fill; AdamW gets its moments for those that had any.
+    """The mapping that a checkpoint with the tensors `held` is to fill; the optimizer gets its moments for those that had any.
 
     Raises ValueError that names what is missing or left over.
     """
     for name, parameter in _trained(objective, optimizer).items():
-        if f"optimizer/{name}/step" in held:
-            moments = {key: torch.zeros_like(parameter) for key in MOMENTS}
+        keys = [key for key in KEYS if f"optimizer/{name}/{key}" in held]
+        if keys:
             step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            optimizer.state[parameter] = {"step": step, **moments}
+            optimizer.state[parameter] = {key: step if key == "step" else torch.zeros_like(parameter) for key in keys}
     state = training_state(objective, optimizer)
     missing, unexpected = sorted({*state} - held), sorted(held - {*state})
     if missing or unexpected:

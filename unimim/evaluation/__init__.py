@@ -1,1 +1,26 @@
-"""What a trained student is worth: protocols on frozen features."""
+"""What a trained student is worth: one measurement a file, all commanded alike."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .protocol import Protocol
+
+PROTOCOLS: Mapping[str, str] = {
+    "knn": "knn:KNN",
+    "linear": "linear:Linear",
+    "linear-mae": "heads:LinearMAE",
+    "linear-beit": "heads:LinearBEiT",
+    "fewshot": "fewshot:FewShot",
+    "finetune": "finetune:FineTune",
+}
+"""{task: module of this folder, and the protocol in it}; imported when asked for."""
+
+
+def protocol(task: str) -> type[Protocol]:
+    module, _, name = PROTOCOLS[task].partition(":")
+    found: type[Protocol] = getattr(importlib.import_module(f".{module}", __name__), name)
+    return found

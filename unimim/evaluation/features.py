@@ -7,15 +7,34 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..axes import Student
 from ..engine.data.decode import BadImage
 from ..engine.data.sources import ImageSource
+from ..recipe import Recipe
+from ..schedule import Frozen
 from ..types import Size, Tap, View
 from ..views import Center
 
 Pool = Literal["mean", "class"]
+
+
+class Reading(Frozen):
+    """Where frozen features are read: pool "mean" (of the patch tokens) or "class" (token), after the final norm or after
+    `block` (0-based, without that norm)."""
+
+    pool: Pool = "mean"
+    block: int | None = Field(None, ge=0)
+
+    def check(self, recipe: Recipe) -> None:
+        """ValueError if what `recipe` trained has no such place."""
+        blocks = recipe.student.num_blocks
+        if self.block is not None and self.block >= blocks:
+            raise ValueError(f"--block: the student has blocks 0 to {blocks - 1}, not {self.block}")
+        if self.pool == "class" and not recipe.student.num_prefix:
+            raise ValueError("--pool: the student has no class token; use mean")
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from .features import Features
+from .features import Features, Reading
+from .protocol import Protocol, Setting, Subject
 from .score import Score, accuracy
 
 
@@ -27,7 +31,35 @@ def votes(train: Features, test: Tensor, num_classes: int, k: int, temperature: 
 
 def knn(train: Features, test: Features, k: int = 20, temperature: float = 0.07) -> Score:
     """Top-1 of the weighted vote."""
+    return _scores(train, test, (k,), temperature)[0]
+
+
+def _scores(train: Features, test: Features, counts: tuple[int, ...], temperature: float) -> list[Score]:
+    """Top-1 and top-5 for every k; the first k is not named in the metric."""
     num_classes = int(max(train.labels.max(), test.labels.max())) + 1
-    predicted = votes(train, test.values, num_classes, k, temperature).argmax(1)
-    protocol = f"{train.described}; k = {k}, T = {temperature}, cosine"
-    return accuracy("k-NN", int((predicted == test.labels).sum()), len(test.labels), protocol)
+    scores = []
+    for place, k in enumerate(counts):
+        best = votes(train, test.values, num_classes, k, temperature).topk(min(5, num_classes), dim=1).indices
+        hit = best == test.labels.unsqueeze(1)
+        words, more = f"{train.described}; k = {k}, T = {temperature}, cosine", f", k = {k}" if place else ""
+        scores += [
+            accuracy("k-NN", int(hit[:, 0].sum()), len(hit), words, f"top-1{more}"),
+            accuracy("k-NN", int(hit.any(1).sum()), len(hit), words, f"top-5{more}"),
+        ]
+    return scores
+
+
+class KNN(Protocol):
+    """DINO's weighted vote of the k nearest training images, for several k; the first is the headline."""
+
+    task: ClassVar[str] = "knn"
+
+    features: Reading = Reading()
+    k: tuple[int, ...] = (20, 10, 100, 200)
+    temperature: float = Field(0.07, gt=0)
+
+    def check(self, subject: Subject, setting: Setting) -> None:
+        self.features.check(subject.recipe)
+
+    def measure(self, subject: Subject, setting: Setting) -> list[Score]:
+        return _scores(*setting.features(subject, self.features), self.k, self.temperature)

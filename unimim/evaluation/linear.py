@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..address import rng
-from .features import Features, standardize
+from .features import Features, Reading, standardize
+from .protocol import Protocol, Setting, Subject
 from .score import Score, accuracy
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -54,3 +58,18 @@ def linear_probe(train: Features, test: Features, seed: int = 0) -> Score:
     correct = int((layer(x_test).argmax(1) == test.labels).sum())
     protocol = f"{train.described}, standardized; logistic regression, L2 penalty chosen on a held-out tenth"
     return accuracy("linear", correct, len(test.labels), protocol)
+
+
+class Linear(Protocol):
+    """`linear_probe` of frozen features: minutes on a CPU. Not comparable with published linear probes; `linear-mae` is."""
+
+    task: ClassVar[str] = "linear"
+
+    features: Reading = Reading()
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    def check(self, subject: Subject, setting: Setting) -> None:
+        self.features.check(subject.recipe)
+
+    def measure(self, subject: Subject, setting: Setting) -> list[Score]:
+        return [linear_probe(*setting.features(subject, self.features), self.seed)]

@@ -8,9 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ..address import rng
 from ..axes import Student
 from ..engine.data.sources import ImageSource
 from ..recipe import Recipe
@@ -18,7 +15,7 @@ from ..types import Size
 from .features import Features, pixel_features, student_features
 from .knn import knn
 from .linear import linear_probe
-from .score import Score
+from .score import Score, score_of
 
 
 class Results:
@@ -30,12 +27,7 @@ class Results:
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def find(self, key: str) -> list[Score]:
-        rows = [{**row} for row in self.rows if row["key"] == key]
-        fields = Score.__dataclass_fields__
-        return [
-            Score(**{name: row[name] for name in fields if name != "interval"}, interval=tuple(row["interval"]))
-            for row in rows
-        ]
+        return [score_of(row) for row in self.rows if row["key"] == key]
 
     def add(self, key: str, scores: Sequence[Score], **about: Any) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,30 +73,3 @@ class Probes:
             found = [knn(train, test), linear_probe(train, test)]
             self.results.add(key, found, recipe=name, seed=seed)
         return found
-
-
-class Spread:
-    """At most `count` images of a source, drawn once and for all: a stride would miss classes that alternate."""
-
-    def __init__(self, source: ImageSource, count: int | None) -> None:
-        self.source, self.classes = source, source.classes
-        drawn = rng(len(source)).permutation(len(source))[: count or len(source)]
-        self.places = sorted(int(place) for place in drawn)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def _place(self, index: int) -> int:
-        return self.places[index]
-
-    def name(self, index: int) -> str:
-        return self.source.name(self._place(index))
-
-    def read(self, index: int) -> Tensor:
-        return self.source.read(self._place(index))
-
-    def label(self, index: int) -> int:
-        return self.source.label(self._place(index))
-
-    def fingerprint(self) -> str:
-        return self.source.fingerprint()

@@ -64,3 +64,57 @@ class RelativePositionBias(nn.Module):
         if kept is None:
             return bias.unsqueeze(0)
         return bias[:, kept[:, :, None], kept[:, None, :]].transpose(0, 1)
+
+
+def resize_relative(table: Tensor, old: Size, new: Size) -> Tensor:
+    """A relative position table ((2 h - 1)(2 w - 1) + extra, heads) of grid `old` for grid `new`; extra rows stay.
+
+    BEiT's way (microsoft/unilm @ 768a3c8, beit2/run_class_finetuning.py): along each axis the old offsets are moved to
+    +-sum of q^i, i < k, with q such that the outermost ones meet the new outermost ones, so that small offsets, which
+    matter most, hardly move; then cubic splines are read at the new offsets. The official interp2d has left SciPy; its
+    splines are the tensor products used here.
+    """
+    if old == new:
+        return table
+    num_pairs = (2 * old[0] - 1) * (2 * old[1] - 1)
+    plane = table[:num_pairs].unflatten(0, (2 * old[0] - 1, 2 * old[1] - 1)).double()
+    rows, columns = (_geometric_spline(2 * o - 1, 2 * n - 1).to(table.device) for o, n in zip(old, new, strict=True))
+    resized = torch.einsum("ri,cj,ijh->rch", rows, columns, plane)
+    return torch.cat([resized.flatten(0, 1).to(table.dtype), table[num_pairs:]])
+
+
+def _geometric_spline(old: int, new: int) -> Tensor:
+    """(new, old) float64: values at evenly spaced offsets from values at geometrically spaced ones."""
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        reach = (ratio ** (old // 2) - 1) / (ratio - 1)
+        low, high = (low, ratio) if reach > new // 2 else (ratio, high)
+    steps = ratio ** torch.arange(old // 2, dtype=torch.float64)
+    arm = steps.cumsum(0)
+    places = torch.cat([-arm.flip(0), torch.zeros(1, dtype=torch.float64), arm])
+    return spline_matrix(places, torch.arange(new, dtype=torch.float64) - new // 2)
+
+
+def spline_matrix(x: Tensor, at: Tensor) -> Tensor:
+    """(M, N) float64 that turns values at x (N,) ascending, N > 3, into those of the interpolating cubic spline at `at` (M,).
+
+    Not-a-knot ends: the second and the last but one place are no knots, as in FITPACK.
+    """
+    ends = x[:1].expand(4), x[-1:].expand(4)
+    knots = torch.cat([ends[0], x[2:-2], ends[1]])
+    inverse: Tensor = torch.linalg.inv(_cubic_basis(knots, x))
+    return _cubic_basis(knots, at) @ inverse
+
+
+def _cubic_basis(knots: Tensor, at: Tensor) -> Tensor:
+    """(M, N): the cubic B-splines of N + 4 knots at `at` (M,), by the recursion of Cox and de Boor; ends extrapolate."""
+    piece = (torch.searchsorted(knots, at, right=True) - 1).clamp(3, len(knots) - 5)
+    basis = torch.zeros(len(at), len(knots) - 1, dtype=knots.dtype).scatter(1, piece[:, None], 1.0)
+    place = at[:, None]
+    for degree in (1, 2, 3):
+        first, last = knots[: -degree - 1], knots[degree + 1 :]
+        rising = (place - first) / (knots[degree:-1] - first)
+        falling = (last - place) / (last - knots[1 : len(knots) - degree])
+        basis = basis[:, :-1] * rising.nan_to_num(0, 0, 0) + basis[:, 1:] * falling.nan_to_num(0, 0, 0)
+    return basis

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..axes import Student
 from ..layers.blocks import Block, QkvBias, init_truncated, init_xavier, truncated_normal
 from ..layers.patches import check_patches, check_pixels, pair
-from ..layers.positions import RelativePositionBias, sincos_2d
+from ..layers.positions import RelativePositionBias, resize_relative, sincos_2d
 from ..types import Encoded, Geometry, Mask, Size, Tap, View, gather
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -238,6 +238,22 @@ class ViT(Student):
             prefix = self.prefix if positions is None else self.prefix + positions[:, : self.num_prefix]
             tokens = torch.cat([prefix.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], 1)
         return tokens, kept
+
+    def state_for(self, twin: Student) -> Mapping[str, Tensor]:
+        """Position codes and tables resampled; a shared table once for each block; what hides patches left behind."""
+        assert isinstance(twin, ViT)
+        state, old, new = dict(self.state_dict()), self.geometry.grid, twin.geometry.grid
+        if twin.mask_token is None:
+            state.pop("mask_token", None)
+        if self.config.positions == "learned" and (code := self._positions(new)) is not None:
+            state["pos_embed"] = code
+        tables = [name for name in state if name.endswith("bias.table") or name.startswith("block_bias.")]
+        for name in tables:
+            state[name] = resize_relative(state[name], old, new)
+        if self.shared_bias is not None and twin.block_bias:
+            table = state.pop("shared_bias.table")
+            state |= {f"block_bias.{number}.table": table for number in range(len(twin.block_bias))}
+        return state
 
     def _grid(self, view: View) -> Size:
         (height, width), patch = view.image.shape[-2:], self.geometry.patch
