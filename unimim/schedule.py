@@ -57,11 +57,10 @@ class Optimization(Frozen):
 
     lr(t) = w + (peak - w) t / W for t < W, w = warmup_lr, then min_lr + (peak - min_lr) (1 + cos(pi (t - W) / (T - W))) / 2,
     or with shape "linear" min_lr + (peak - min_lr) (T - t) / (T - W), where t counts steps, T is their total and W the
-    warm-up steps. With `warmup_includes_peak` (BEiT) the warm-up is
-    w + (peak - w) t / (W - 1), which reaches the peak one step earlier (MAE: it does not). peak = lr, or lr * batch / 256 with
-    `lr_per_256`, which leaves warmup_lr and min_lr as they are. T is that total times `until`, if given: above 1 training ends
-    before the cosine does. weight_decay may be a Schedule. Biases and vectors are never decayed; `no_decay` names further
-    parameters by the last part of their name.
+    warm-up steps. With `warmup_includes_peak` (BEiT) the warm-up is w + (peak - w) t / (W - 1), which reaches the peak one step
+    earlier (MAE: it does not). peak = lr, or lr * batch / 256 with `lr_per_256`, which leaves warmup_lr and min_lr as they are.
+    T is that total times `until`, if given: above 1 training ends before the cosine does. weight_decay may be a Schedule.
+    Biases and vectors are never decayed; `no_decay` names further parameters by the last part of their name.
     optimizer "lars" puts that rate into LARS with momentum 0.9 and trust 0.001 instead, whose rate adapts to the norms of
     matrices and leaves vectors alone (MAE's linear probe); betas and eps are AdamW's.
     `layer_decay` d multiplies the rate of student block k of depth n (1-based) by d^(n + 1 - k), of its embeddings by

@@ -16,6 +16,7 @@ PROTOCOLS: Mapping[str, str] = {
     "linear-beit": "heads:LinearBEiT",
     "fewshot": "fewshot:FewShot",
     "finetune": "finetune:FineTune",
+    "segmentation": "segmentation.protocol:Segmentation",
 }
 """{task: module of this folder, and the protocol in it}; imported when asked for."""
 

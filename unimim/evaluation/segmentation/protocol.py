@@ -59,6 +59,7 @@ class Segmentation(Protocol):
 
     task: ClassVar[str] = "segmentation"
     trains: ClassVar[bool] = True
+    labelled: ClassVar[bool] = False
 
     num_classes: int | None = Field(None, ge=2, le=255)
     ignored: int | None = Field(None, ge=0, le=254)
@@ -211,7 +212,7 @@ class Segmentation(Protocol):
         words = (
             f"{start}; UperNet, {self.steps} steps of {self.batch} crops of {self.size} pixels from {num_images} images, "
             f"AdamW {self.optimization.peak(self.batch):g}, layer decay {self.optimization.layer_decay}; windows with stride "
-            f"{int(self.size * self.stride)} at short side {min(self.scale)}, one scale; {len(tested)} test images"
+            f"{int(self.size * self.stride)} on images within {max(self.scale)} x {min(self.scale)}; {len(tested)} test images"
         )
         values = agreement(tested.sum(0))
         names = ("mIoU", "pixel accuracy", "mean accuracy")
