@@ -19,6 +19,7 @@ PROTOCOLS: Mapping[str, str] = {
     "robustness": "robustness:Robustness",
     "shape-bias": "shape_bias:ShapeBias",
     "cost": "training_cost:TrainingCost",
+    "segmentation": "segmentation.protocol:Segmentation",
 }
 """{task: module of this folder, and the protocol in it}; imported when asked for."""
 

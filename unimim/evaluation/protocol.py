@@ -104,6 +104,8 @@ class Protocol(Frozen):
     task: ClassVar[str]
     trains: ClassVar[bool] = False
     """Trains by the engine, and so runs in any number of processes."""
+    labelled: ClassVar[bool] = True
+    """Needs a class for each image."""
 
     @classmethod
     def defaults(cls, recipe: Recipe) -> Mapping[str, Any]:
