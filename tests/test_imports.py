@@ -52,7 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "importers": JOINED,
     "exporters": JOINED | {"provenance", "report"},
     "report": set(),
-    "comparison": JOINED | {"evaluation", "report"},
+    "runs": JOINED | {"evaluation", "report"},
+    "comparison": JOINED | {"evaluation", "report", "runs"},
     "sweep": COMPOSED | {"engine", "weights", "training", "evaluation", "plain"},
     "testing": COMPOSED,
     "cli": JOINED
@@ -60,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluation",
         "report",
         "comparison",
+        "runs",
         "sweep",
         "importers",
         "exporters",

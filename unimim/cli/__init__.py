@@ -17,6 +17,7 @@ from . import (
     launching,
     listing,
     replaying,
+    reporting,
     running,
     sweeping,
     teachers,
@@ -45,6 +46,8 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
         "replay": (replaying.replay, "unimim replay runs/mae --steps 20"),
         "bench": (benching.bench, "unimim bench mae-micro data2vec-micro --batch 16 --dtype bf16"),
         "eval": (evaluating.evaluate, "unimim eval runs/mae --data shapes"),
+        "report": (reporting.report, "unimim report runs/mae runs/beit --out report.html"),
+        "viz": (reporting.viz, "unimim viz runs/mae --data shapes --what masks,attention --out pictures"),
         "sweep": (sweeping.sweep, "unimim sweep experiments/table9-loss-norm/sweep.yaml"),
     },
     "Files": {

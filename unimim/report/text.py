@@ -41,6 +41,12 @@ def number(value: float, unit: str = "%") -> str:
     return text.replace("-", "−")
 
 
+def signed(value: float, unit: str = "%") -> str:
+    """A difference without its unit, with its sign; one that rounds to zero has none."""
+    shown = number(value, unit)
+    return f"+{shown}" if value > 0 and shown.strip("0.") else shown
+
+
 def with_unit(value: float, unit: str) -> str:
     """A score with its unit, e.g. "61.2 %", that no line break separates."""
     return f"{number(value, unit)}\u00a0{unit}".rstrip()

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from unimim.evaluation.protocol import Setting, Subject
 
 from tests.distributed.worker import torchrun
 from tests.engine import toys
 from unimim import weights
+from unimim.evaluation.protocol import Setting, Subject
 from unimim.evaluation.score import Score
 from unimim.evaluation.segmentation.protocol import Segmentation
 from unimim.evaluation.supervised import Preempted
