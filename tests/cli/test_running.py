@@ -311,7 +311,7 @@ def test_compare_reports_every_problem_at_once(unimim: Unimim, images: Path) -> 
     assert [line[:90] for line in ran.err.splitlines()] == [
         "error: 7 problems",
         "  seed=3: the seeds of a comparison are given by --seeds",
-        "  beit:loss=l1: 'beit' is not compared; compared: mae-micro, mae-micro, mea",
+        "  beit:loss=l1: 'beit' is not among the recipes; given: mae-micro, mea",
         "  mae-micro: los: unknown field, did you mean 'loss'?",
         "  mea: unknown recipe 'mea', did you mean 'mae'?; registered: beit, beit-large, beit-micro",
         "  'mae-micro' is compared twice; save a variant under a name: unimim show mae-micro loss=l",
@@ -328,13 +328,20 @@ def test_compare_where_nothing_can_be_trained_fails(unimim: Unimim, images: Path
     assert "mae-micro is left out: not a number by step 1" in ran.err
 
 
+def test_a_model_card_knows_the_run(unimim: Unimim, trained: Path, tmp_path: Path) -> None:
+    assert unimim("export", trained, "--to", "hf", "--out", tmp_path).code == 0
+    card = (tmp_path / "README.md").read_text()
+    assert "| training images | 32 |" in card
+    assert json.loads((trained / "run.json").read_text())["data"]["fingerprint"] in card
+
+
 def test_export_of_a_run_loads_in_timm(unimim: Unimim, trained: Path, tmp_path: Path) -> None:
     ran = unimim("export", trained, "--to", "timm", "--out", tmp_path / "timm")
     assert ran.code == 0
-    assert "reloaded in timm: patch features differ by at most" in ran.out
+    assert "reloaded from timm: patch features differ by at most" in ran.out
     assert (tmp_path / "timm" / "config.json").is_file()
     wrong = unimim("export", trained, "--to", "tim", "--out", tmp_path / "timm")
-    assert wrong.err == "error: cannot export to 'tim', did you mean 'timm'?; formats: timm\n"
+    assert wrong.err == "error: cannot export to 'tim', did you mean 'timm'?; formats: timm, hf, onnx, torch\n"
     assert wrong.code == 2
 
 

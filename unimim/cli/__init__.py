@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import (
+    benching,
     data,
     doctor,
     errors,
@@ -43,6 +44,7 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
         "train": (running.train, "unimim train mae-micro epochs=5 --data shapes --out runs/mae"),
         "compare": (running.compare, "unimim compare mae-micro data2vec-micro epochs=5 --data shapes --out runs/first"),
         "replay": (replaying.replay, "unimim replay runs/mae --steps 20"),
+        "bench": (benching.bench, "unimim bench mae-micro data2vec-micro --batch 16 --dtype bf16"),
         "eval": (evaluating.evaluate, "unimim eval runs/mae --data shapes"),
         "report": (reporting.report, "unimim report runs/mae runs/beit --out report.html"),
         "viz": (reporting.viz, "unimim viz runs/mae --data shapes --what masks,attention --out pictures"),
@@ -50,7 +52,7 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
     },
     "Files": {
         "convert": (files.convert, "unimim convert mae_pretrain_vit_base.pth --as mae --out weights/mae"),
-        "export": (files.export, "unimim export runs/mae --to timm --out exported/mae"),
+        "export": (files.export, "unimim export runs/mae --to hf --out exported/mae"),
     },
     "Extend and check": {
         "schema": (listing.schema, "unimim schema --out recipe.schema.json"),

@@ -74,8 +74,9 @@ def evaluate(
         )
     subject = _subject(problems, path, momentum)
     chosen = _chosen(problems, subject, tasks, changes, {"block": block, "pool": pool}) if subject else []
-    train = open_data(problems, data, "train", labelled=True)
-    test = open_data(problems, data, "val", labelled=True) if train else None
+    labelled = any(protocol(name).labelled for name in tasks)
+    train = open_data(problems, data, "train", labelled)
+    test = open_data(problems, data, "val", labelled) if train else None
     options: dict[str, Any] = {"micro_batch": micro_batch, "workers": workers, "log_every": log_every}
     options |= {"checkpoint_minutes": checkpoint_minutes, "device": device}
     run = run_options(problems, path, procs, of_run, **options)

@@ -16,6 +16,10 @@ PROTOCOLS: Mapping[str, str] = {
     "linear-beit": "heads:LinearBEiT",
     "fewshot": "fewshot:FewShot",
     "finetune": "finetune:FineTune",
+    "robustness": "robustness:Robustness",
+    "shape-bias": "shape_bias:ShapeBias",
+    "cost": "training_cost:TrainingCost",
+    "segmentation": "segmentation.protocol:Segmentation",
 }
 """{task: module of this folder, and the protocol in it}; imported when asked for."""
 

@@ -46,6 +46,7 @@ class Subject:
             protocol.model_dump(mode="json"),
             self.recipe.hash,
             _digest(self.folder),
+            self.momentum,
             fingerprint,
         ]
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
@@ -80,7 +81,7 @@ class Setting:
 
     def read(self, subject: Subject, reading: Reading, source: ImageSource) -> Features:
         """Features of the images of a source, as its recipe's precision computes them; read once a command."""
-        key = (subject.folder, reading, source.fingerprint(), len(source), source.name(0))
+        key = (subject.folder, subject.momentum, reading, source.fingerprint(), len(source), source.name(0))
         if key not in self.seen:
             self.say(f"reading features of {len(source)} images")
             precision = subject.recipe.precision
@@ -103,6 +104,8 @@ class Protocol(Frozen):
     task: ClassVar[str]
     trains: ClassVar[bool] = False
     """Trains by the engine, and so runs in any number of processes."""
+    labelled: ClassVar[bool] = True
+    """Needs a class for each image."""
 
     @classmethod
     def defaults(cls, recipe: Recipe) -> Mapping[str, Any]:

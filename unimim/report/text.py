@@ -22,6 +22,12 @@ def clean_line(text: str) -> str:
     return " ".join(re.split(r"[^\S\u00a0\u202f]+", clean(text))).strip()
 
 
+def escape_markdown(word: str) -> str:
+    """A line that Markdown shows as it stands, in a table too."""
+    marked = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", word.replace("&", "&amp;").replace("<", "&lt;"))
+    return marked.replace(">", "&gt;")
+
+
 def shorten(text: str, length: int) -> str:
     """At most `length` characters, the last one an ellipsis if something was cut."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
