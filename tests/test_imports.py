@@ -52,12 +52,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "importers": JOINED,
     "report": set(),
     "comparison": JOINED | {"evaluation", "report"},
+    "sweep": COMPOSED | {"engine", "weights", "training", "evaluation", "plain"},
     "testing": COMPOSED,
     "cli": JOINED
     | {
         "evaluation",
         "report",
         "comparison",
+        "sweep",
         "importers",
         "schema",
         "scaffold",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import data, doctor, errors, evaluating, files, launching, listing, replaying, running, teachers
+from . import data, doctor, errors, evaluating, files, launching, listing, replaying, running, sweeping, teachers
 
 app = typer.Typer(
     help="Masked image modeling as one equation: loss = L(N(T(image)), H(S(masked image))).",
@@ -31,6 +31,7 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
         "compare": (running.compare, "unimim compare mae-micro data2vec-micro epochs=5 --data shapes --out runs/first"),
         "replay": (replaying.replay, "unimim replay runs/mae --steps 20"),
         "eval": (evaluating.evaluate, "unimim eval runs/mae --data shapes"),
+        "sweep": (sweeping.sweep, "unimim sweep experiments/table9-loss-norm/sweep.yaml"),
     },
     "Files": {
         "convert": (files.convert, "unimim convert mae_pretrain_vit_base.pth --as mae --out weights/mae"),

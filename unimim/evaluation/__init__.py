@@ -17,6 +17,8 @@ PROTOCOLS: Mapping[str, str] = {
     "fewshot": "fewshot:FewShot",
     "finetune": "finetune:FineTune",
     "segmentation": "segmentation.protocol:Segmentation",
+    "robustness": "robustness:Robustness",
+    "shape-bias": "shape_bias:ShapeBias",
 }
 """{task: module of this folder, and the protocol in it}; imported when asked for."""
 

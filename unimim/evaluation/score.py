@@ -36,7 +36,7 @@ def accuracy(task: str, correct: int, total: int, protocol: str, metric: str = "
     share, z = correct / total, 1.959964
     center = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    low, high = round(100 * (center - half), 2), round(100 * (center + half), 2)
+    low, high = max(0.0, round(100 * (center - half), 2)), min(100.0, round(100 * (center + half), 2))
     return Score(task, metric, round(100 * share, 2), "%", (low, high), protocol)
 
 

@@ -112,6 +112,14 @@ def test_without_a_val_folder_a_tenth_is_held_out(tmp_path: Path, folder: str, k
     tree(tmp_path, *(f"{folder}{kind}new.png" for kind in kinds))
     assert train <= set(names(open_source(root, "train"), root))
     assert val <= set(names(open_source(root, "val"), root))
+    whole = open_source(root, "val", hold_out=False)
+    assert len(whole) == len(paths) + len(kinds), "for data that are only tested on"
+    assert set(whole.classes) == {kind.strip("/") for kind in kinds if kind}
+
+
+def test_a_val_folder_stays_val_when_nothing_is_held_out(tmp_path: Path) -> None:
+    root = tree(tmp_path, *numbered("train/", 20), *numbered("val/", 3))
+    assert len(open_source(root, "val", hold_out=False)) == 3
 
 
 def test_flat_folders_are_unlabelled(tmp_path: Path) -> None:
@@ -285,6 +293,7 @@ def test_torchvision_without_splits_holds_out_a_tenth(torchvision_root: Path) ->
     assert 1 <= len(val) <= 20
     assert {name.rpartition("/")[2] for name in names(train, "") + names(val, "")} == {str(n) for n in range(100)}
     assert labels(train).count("Forest") + labels(val).count("Forest") == 50
+    assert len(open_source("torchvision:EuroSAT", "val", hold_out=False)) == 100
 
 
 def test_torchvision_failures_say_what_to_do(torchvision_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

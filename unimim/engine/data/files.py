@@ -179,11 +179,11 @@ def read_bytes(store: Store, place: int) -> bytes:
         raise BadImage(name, f"cannot be read ({type(error).__name__}: {error}): restore or remove it") from error
 
 
-def open_files(store: Store, split: Split) -> Files:
+def open_files(store: Store, split: Split, hold_out: bool = True) -> Files:
     """One split of the images in a store. Raises ValueError when there are none, or they lie in no known way."""
     base, places = below_base(store)
     names = [store.paths[place].removeprefix(base) for place in places]
-    classes, chosen, labels = arrange(names, [store.tag(place) for place in places], split, store.where)
+    classes, chosen, labels = arrange(names, [store.tag(place) for place in places], split, store.where, hold_out)
     return Files(store, base, classes, [places[number] for number in chosen], labels)
 
 

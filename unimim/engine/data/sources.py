@@ -49,7 +49,7 @@ class ImageSource(Protocol):
         """
 
 
-def open_source(spec: str, split: Split = "train") -> ImageSource:
+def open_source(spec: str, split: Split = "train", hold_out: bool = True) -> ImageSource:
     """Open one split of a data set.
 
     Args:
@@ -71,6 +71,7 @@ def open_source(spec: str, split: Split = "train") -> ImageSource:
             are passed over.
         split: "train" or "val". Where the data have no val folder, val is the tenth of the images whose name, hashed,
             is divisible by ten, and train the rest: adding images never moves one from train to val.
+        hold_out: False for data that are only ever tested on: without a val folder, all images are val.
 
     Raises:
         ValueError: the spec has none of these forms, nothing is found, or the data cannot be downloaded.
@@ -83,8 +84,8 @@ def open_source(spec: str, split: Split = "train") -> ImageSource:
     if kind == "torchvision":
         from .torchvision import open_torchvision
 
-        return open_torchvision(rest, split)
-    return open_files(open_store(spec), split)
+        return open_torchvision(rest, split, hold_out)
+    return open_files(open_store(spec), split, hold_out)
 
 
 def open_store(spec: str) -> Store:

@@ -19,10 +19,11 @@ Arranged = tuple[tuple[str, ...], list[int], list[int]]
 """Classes; places of a split's images among all; their labels, -1 when unlabelled."""
 
 
-def arrange(names: Sequence[str], tags: Sequence[str], split: Split, where: str) -> Arranged:
+def arrange(names: Sequence[str], tags: Sequence[str], split: Split, where: str, hold_out: bool = True) -> Arranged:
     """One split of the images with these names (sorted, with slashes).
 
     tags: a class number or name beside each image ("" for none), which counts where no class folders are.
+    hold_out: without a val folder, val is a tenth of the images; else both splits are all of them.
     """
     tops = {_top(name) for name in names}
     folders = {key: next((top for top in options if top in tops), None) for key, options in SPLIT_FOLDERS.items()}
@@ -41,7 +42,7 @@ def arrange(names: Sequence[str], tags: Sequence[str], split: Split, where: str)
     if "" in mixed and len(mixed) > 1:
         loose = next(names[place] for place in own if not folder_of[place])
         raise ValueError(f"{where}: {loose} lies beside the class folders: move it into one, or out of the data set")
-    if depth == 0 or folders["val"] is None:
+    if hold_out and (depth == 0 or folders["val"] is None):
         own = [place for place in own if is_held_out(names[place]) == (split == "val")]
     if not own:
         raise ValueError(f"{where}: too few images to hold out a tenth ({split} is empty): add images or a val folder")

@@ -49,7 +49,7 @@ class Torchvision:
         return digest([f"{self._title} {len(self._dataset)}", *map(str, self._chosen)])
 
 
-def open_torchvision(name: str, split: Split) -> Torchvision:
+def open_torchvision(name: str, split: Split, hold_out: bool = True) -> Torchvision:
     import torchvision.datasets  # costs seconds
 
     kind = getattr(torchvision.datasets, name, None)
@@ -67,10 +67,10 @@ def open_torchvision(name: str, split: Split) -> Torchvision:
     title = f"torchvision:{name}"
     dataset = _construct(kind, choices, {"download": True} if "download" in parameters else {}, title)
     chosen: Sequence[int] = range(len(dataset))
-    if choices == [{}]:
-        chosen = [index for index in chosen if is_held_out(str(index)) == (split == "val")]
-    else:
+    if choices != [{}]:
         title += f"/{split}"
+    elif hold_out:
+        chosen = [index for index in chosen if is_held_out(str(index)) == (split == "val")]
     return Torchvision(dataset, title, chosen)
 
 
