@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 from . import weights
 from .engine.folder import only_writer
 from .engine.run import Run
-from .evaluation import PROTOCOLS, protocol
+from .evaluation import PROTOCOLS, protocol_of
 from .evaluation.protocol import Protocol, Setting, Subject
 from .evaluation.score import mean_over_seeds
 from .evaluation.supervised import Preempted
@@ -171,7 +171,7 @@ def chosen(recipe: Recipe, task: str, changes: Sequence[str]) -> Protocol:
     wrong = [change for change in changes if not change.startswith(f"{task}.")]
     if wrong:
         raise ValueError(f"measure: {wrong[0]!r} does not begin with {task}.")
-    return protocol(task).of(recipe, tuple(change.removeprefix(f"{task}.") for change in changes))
+    return protocol_of(task).of(recipe, tuple(change.removeprefix(f"{task}.") for change in changes))
 
 
 def work(sweeping: Sweeping, say: Say) -> list[str]:

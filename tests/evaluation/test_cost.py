@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.engine import toys
 from unimim import Recipe
-from unimim.evaluation import protocol
+from unimim.evaluation import protocol_of
 from unimim.evaluation.cost import SHARES, Case, Cost, Ledger, Timing, Workload, matmul_rate, ratios, watched
 from unimim.evaluation.training_cost import scores
 
@@ -87,10 +87,10 @@ def test_scores_say_what_they_are(cost: Cost) -> None:
     assert sum(found[f"share of {part}"].value for part in SHARES) == pytest.approx(100)
     assert "memory, reserved" not in found
     assert all("batch 8, fp32, cpu, 1 threads" in score.protocol for score in found.values())
-    settings = protocol("cost").of(toys.recipe(), ("batch=4",))
+    settings = protocol_of("cost").of(toys.recipe(), ("batch=4",))
     assert settings.model_dump() == {"batch": 4, "steps": 20}
     with pytest.raises(ValueError, match=r"cost\.steps: Input should be greater than or equal to 2, got 1"):
-        protocol("cost").of(toys.recipe(), ("steps=1",))
+        protocol_of("cost").of(toys.recipe(), ("steps=1",))
 
 
 def test_a_case_survives_json() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..evaluation import PROTOCOLS, protocol
+from ..evaluation import PROTOCOLS, protocol_of
 from ..registry import did_you_mean
 from .console import emit, remark, say, show_card, show_table, table
 from .errors import Interrupted, Problems, run_errors
@@ -66,15 +66,15 @@ def evaluate(
     problems = Problems()
     changes, of_run = split_changes(changes or [])
     tasks = _tasks(problems, task)
-    if not all(protocol(name).trains for name in tasks) or procs > 1:
+    if not all(protocol_of(name).trains for name in tasks) or procs > 1:
         refuse_torchrun(problems, "eval" if procs == 1 else "--procs")
-    if procs > 1 and not all(protocol(name).trains for name in tasks):
+    if procs > 1 and not all(protocol_of(name).trains for name in tasks):
         problems.add(
-            f"--procs: only {', '.join(name for name in PROTOCOLS if protocol(name).trains)} run in several processes"
+            f"--procs: only {', '.join(name for name in PROTOCOLS if protocol_of(name).trains)} run in several processes"
         )
     subject = _subject(problems, path, momentum)
     chosen = _chosen(problems, subject, tasks, changes, {"block": block, "pool": pool}) if subject else []
-    labelled = any(protocol(name).labelled for name in tasks)
+    labelled = any(protocol_of(name).labelled for name in tasks)
     train = open_data(problems, data, "train", labelled)
     test = open_data(problems, data, "val", labelled) if train else None
     options: dict[str, Any] = {"micro_batch": micro_batch, "workers": workers, "log_every": log_every}
@@ -173,7 +173,7 @@ def _chosen(
             )
     found = []
     for name in tasks:
-        kind = protocol(name)
+        kind = protocol_of(name)
         read = [f"features.{key}={value}" for key, value in reading.items() if value is not None]
         with problems.of():
             found.append(kind.of(subject.recipe, (*(read if "features" in kind.model_fields else ()), *own[name])))
