@@ -175,8 +175,8 @@ def _groups(runs: Sequence[Trained]) -> list[list[Trained]]:
 
 
 def _kept(run: Trained) -> list[report.Score]:
-    """The latest score of each task and metric."""
-    latest = {(row["task"], row["metric"]): row for row in run.rows}
+    """The latest score of each task and metric, larger being better: what a step costs is none."""
+    latest = {(row["task"], row["metric"]): row for row in run.rows if row["task"] != "cost"}
     return reported(map(score_of, latest.values()), run.recipe.seed)
 
 

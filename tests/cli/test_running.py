@@ -235,15 +235,18 @@ def test_eval_prints_and_keeps_scores(unimim: Unimim, images: Path, trained: Pat
     assert (found["train"], found["test"], found["recipe"]) == (32, 8, "mae-micro")
     student = load_student(trained / "weights")
     learned, tested = (student_features(student, open_source(str(images), split)) for split in SPLITS)
-    assert found["scores"] == json.loads(
+    first, linear = found["scores"][0], found["scores"][-1]
+    assert [first, linear] == json.loads(
         json.dumps([knn(learned, tested).data(), linear_probe(learned, tested).data()])
     )
+    assert {score["task"] for score in found["scores"]} == {"k-NN", "linear"}
     shown = unimim("eval", trained / "weights", "--data", images, "--task", "knn", "--probe-images", 16, "--block", 0)
     assert shown.code == 0
     assert "block 0, mean of patch tokens; k = 20, T = 0.07, cosine" in shown.out
     assert "8 test images, 16 training images" in shown.out
     rows = [json.loads(line) for line in (trained / "eval.jsonl").read_text().splitlines()]
-    assert [row["task"] for row in rows] == ["k-NN", "linear"]
+    assert [row["task"] for row in rows] == ["k-NN"] * 8 + ["linear"]
+    assert rows[0]["settings"]["k"] == [20, 10, 100, 200]
     assert rows[0]["hash"] == found["hash"]
     assert (trained / "weights" / "eval.jsonl").is_file()
 
@@ -255,12 +258,18 @@ def test_eval_reports_every_problem_at_once(unimim: Unimim, trained: Path, tmp_p
     (tmp_path / "dark" / "0.png").rename(flat / "0.png")
     ran = unimim("eval", trained, "--data", flat, "--task", "knn,lineer", "--pool", "max", "--block", 3)
     assert ran.code == 2
+    assert ran.err.splitlines()[0] == "error: 3 problems"
+    assert ran.err.splitlines()[1].startswith(
+        "  --task: unknown task 'lineer', did you mean 'linear'?; tasks: knn, linear,"
+    )
+    assert "  knn.features.pool: Input should be 'mean' or 'class', got 'max'" in ran.err
+    assert f"  --data: {flat} has no labels, which the probes need; put the images into folders by class" in ran.err
+    ran = unimim("eval", trained, "--data", "shapes", "--block", 3, "knn.k=[5]", "linear.rate=3", "fewshot.k=[2]")
     assert ran.err.splitlines() == [
-        "error: 4 problems",
-        "  --task: unknown task 'lineer', did you mean 'linear'?; tasks: knn, linear",
-        "  --pool: 'max' is neither mean nor class",
+        "error: 3 problems",
+        "  fewshot.k=[2]: changes begin with a task of this command: knn.KEY=VALUE, linear.KEY=VALUE",
+        "  linear.rate: Extra inputs are not permitted, got 3",
         "  --block: the student has blocks 0 to 0, not 3",
-        f"  --data: {flat} has no labels, which the probes need; put the images into folders by class",
     ]
     (tmp_path / "run.json").write_text("{}")
     ran = unimim("eval", tmp_path, "--data", "shapes")
@@ -274,7 +283,7 @@ def test_eval_dry_run_writes_nothing(unimim: Unimim, images: Path, trained: Path
     before = sorted(trained.rglob("*"))
     ran = unimim("eval", trained, "--data", images, "--dry-run")
     assert ran.code == 0
-    assert f"{images}: 32 training images, 8 test images" in ran.out
+    assert "train        32\ntest         8" in ran.out
     assert sorted(trained.rglob("*")) == before
 
 

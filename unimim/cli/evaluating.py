@@ -66,21 +66,19 @@ def evaluate(
     problems = Problems()
     changes, of_run = split_changes(changes or [])
     tasks = _tasks(problems, task)
-    if not all(protocol_of(name).trains for name in tasks) or procs > 1:
+    kinds = [protocol_of(name) for name in tasks]
+    if procs > 1 or not all(kind.trains for kind in kinds):
         refuse_torchrun(problems, "eval" if procs == 1 else "--procs")
-    if procs > 1 and not all(protocol_of(name).trains for name in tasks):
-        problems.add(
-            f"--procs: only {', '.join(name for name in PROTOCOLS if protocol_of(name).trains)} run in several processes"
-        )
+    if procs > 1 and not all(kind.trains for kind in kinds):
+        several = ", ".join(name for name in PROTOCOLS if protocol_of(name).trains)
+        problems.add(f"--procs: only {several} run in several processes")
     subject = _subject(problems, path, momentum)
     chosen = _chosen(problems, subject, tasks, changes, {"block": block, "pool": pool}) if subject else []
-    labelled = any(protocol_of(name).labelled for name in tasks)
-    train = open_data(problems, data, "train", labelled)
-    test = open_data(problems, data, "val", labelled) if train else None
+    images = _images(problems, data, kinds, probe_images)
     options: dict[str, Any] = {"micro_batch": micro_batch, "workers": workers, "log_every": log_every}
     options |= {"checkpoint_minutes": checkpoint_minutes, "device": device}
     run = run_options(problems, path, procs, of_run, **options)
-    setting = _setting(data, run, in_memory, probe_images) if run and train and test else None
+    setting = _setting(data, run, in_memory, probe_images) if run and images is not None else None
     if subject and setting:
         for one in chosen:
             with problems.of():
@@ -88,20 +86,13 @@ def evaluate(
     problems.refuse()
     assert subject
     assert setting
-    assert train
-    assert test
-    about = {"recipe": subject.recipe.name, "hash": subject.recipe.hash, "momentum": momentum, "data": data}
-    about |= {
-        "fingerprint": test.fingerprint(),
-        "train": min(len(train), probe_images or len(train)),
-        "test": len(test),
-    }
+    assert images is not None
+    about = {"recipe": subject.recipe.name, "hash": subject.recipe.hash, "momentum": momentum, **images}
     if dry_run:
         rows: list[tuple[str, object]] = [("weights", subject.folder)]
         rows += [("recipe", f"{subject.recipe.name} ({subject.recipe.hash})")]
         rows += [(type(one).task, one.model_dump_json()) for one in chosen]
-        what = f"{data}: {about['train']} training images, {about['test']} test images"
-        show_card([*rows, ("data", what), ("device", setting.run.device)])
+        show_card([*rows, *images.items(), ("device", setting.run.device)])
         say("dry run: nothing was started", "green")
     elif procs > 1:
         launch_processes(procs, sys.argv[1:])
@@ -129,8 +120,8 @@ def _measure(
         emit({"path": str(subject.home), **about, "scores": [score.data() for score in scores]})
     elif first:
         _print(scores)
-        kept = subject.home / "eval.jsonl"
-        say(f"{about['test']} test images, {about['train']} training images; kept in {kept}", "dim")
+        shown = f"{about['test']} test images, {about['train']} training images; " if "test" in about else ""
+        say(f"{shown}kept in {subject.home / 'eval.jsonl'}", "dim")
 
 
 def _subject(problems: Problems, path: Path, momentum: bool) -> Subject | None:
@@ -143,6 +134,21 @@ def _subject(problems: Problems, path: Path, momentum: bool) -> Subject | None:
             path, folder, weights.read_recipe(folder), weights.load_student(folder, momentum).eval(), momentum
         )
     return None
+
+
+def _images(
+    problems: Problems, data: str, kinds: Sequence[type[Protocol]], probe_images: int | None
+) -> dict[str, Any] | None:
+    """What is told of --data; {} where no task reads it, None where it cannot be read."""
+    if kinds and not any(kind.reads_data for kind in kinds):
+        return {}
+    labelled = any(kind.labelled and kind.reads_data for kind in kinds)
+    train = open_data(problems, data, "train", labelled)
+    test = open_data(problems, data, "val", labelled) if train else None
+    if not train or not test:
+        return None
+    counts = {"train": min(len(train), probe_images or len(train)), "test": len(test)}
+    return {"data": data, "fingerprint": test.fingerprint(), **counts}
 
 
 def _setting(data: str, run: Any, in_memory: bool, probe_images: int | None) -> Setting:

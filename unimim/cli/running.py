@@ -38,7 +38,7 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Required: the folder to write, or to go on with.", show_default=False),
 ]
-Procs = Annotated[int, typer.Option(metavar="N", min=1, help="Processes on this machine, e.g. one a GPU.")]
+Procs = Annotated[int, typer.Option(metavar="N", help="Processes on this machine, e.g. one a GPU.")]
 MicroBatch = Annotated[
     int | None, typer.Option(metavar="N", help="Images a process takes at once.", show_default="its whole share")
 ]

@@ -104,6 +104,8 @@ class Protocol(Frozen):
     task: ClassVar[str]
     trains: ClassVar[bool] = False
     """Trains by the engine, and so runs in any number of processes."""
+    reads_data: ClassVar[bool] = True
+    """Reads --data."""
     labelled: ClassVar[bool] = True
     """Needs a class for each image."""
 

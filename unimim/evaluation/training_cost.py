@@ -13,12 +13,13 @@ from .turns import Unmeasured, measure
 
 
 class TrainingCost(Protocol):
-    """Table 7: a step of the recipe in a fresh process, with new weights; --data is not read.
+    """Table 7: a step of the recipe in a fresh process, with new weights.
 
     batch: images a step.  steps: that count, after three that do not.
     """
 
     task: ClassVar[str] = "cost"
+    reads_data: ClassVar[bool] = False
 
     batch: int = Field(8, gt=0, le=2**20)
     steps: int = Field(20, ge=2)
