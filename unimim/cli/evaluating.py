@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,7 +85,6 @@ def evaluate(
     assert subject
     assert setting
     assert images is not None
-    about = {"recipe": subject.recipe.name, "hash": subject.recipe.hash, "momentum": momentum, **images}
     if dry_run:
         rows: list[tuple[str, object]] = [("weights", subject.folder)]
         rows += [("recipe", f"{subject.recipe.name} ({subject.recipe.hash})")]
@@ -97,13 +94,14 @@ def evaluate(
     elif procs > 1:
         launch_processes(procs, sys.argv[1:])
     else:
-        _measure(chosen, subject, setting, about, as_json)
+        _measure(chosen, subject, setting, images, as_json)
 
 
 def _measure(
-    chosen: Sequence[Protocol], subject: Subject, setting: Setting, about: dict[str, Any], as_json: bool
+    chosen: Sequence[Protocol], subject: Subject, setting: Setting, images: dict[str, Any], as_json: bool
 ) -> None:
     """Each score is kept as soon as it is there."""
+    from ..evaluation.protocol import keep
     from ..evaluation.supervised import Preempted
 
     first, scores = os.environ.get("RANK", "0") == "0", []
@@ -112,15 +110,15 @@ def _measure(
             for one in chosen:
                 found = one.measure(subject, setting)
                 if first:
-                    _keep(subject.home / "eval.jsonl", about, one, found)
+                    keep(subject, one, found, images)
                 scores += found
     except Preempted:
         raise Interrupted(f"stopped; {AGAIN}") from None
     if first and as_json:
-        emit({"path": str(subject.home), **about, "scores": [score.data() for score in scores]})
+        emit({"path": str(subject.home), **subject.about(), **images, "scores": [score.data() for score in scores]})
     elif first:
         _print(scores)
-        shown = f"{about['test']} test images, {about['train']} training images; " if "test" in about else ""
+        shown = f"{images['test']} test images, {images['train']} training images; " if images else ""
         say(f"{shown}kept in {subject.home / 'eval.jsonl'}", "dim")
 
 
@@ -198,13 +196,6 @@ def weights_folder(path: Path) -> Path:
     if not path.is_dir():
         raise ValueError(f"no folder {path}")
     return path
-
-
-def _keep(path: Path, about: dict[str, Any], measured: Protocol, scores: Sequence[Score]) -> None:
-    now, settings = time.strftime("%Y-%m-%d %H:%M:%S"), measured.model_dump(mode="json")
-    rows = [{"time": now, **about, **score.data(), "settings": settings} for score in scores]
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def _print(scores: Sequence[Score]) -> None:

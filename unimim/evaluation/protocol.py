@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,10 @@ class Subject:
     recipe: Recipe
     student: Student
     momentum: bool = False
+
+    def about(self) -> dict[str, Any]:
+        """What it is, in plain data."""
+        return {"recipe": self.recipe.name, "hash": self.recipe.hash, "momentum": self.momentum}
 
     def place(self, protocol: Protocol, fingerprint: str) -> Path:
         """The folder for what `protocol` trains from these weights on data of that fingerprint; another one for any other."""
@@ -147,3 +152,11 @@ def finished(folder: Path) -> list[Score]:
 
 def finish(folder: Path, scores: Sequence[Score]) -> None:
     write_text(folder / SCORES, json.dumps([score.data() for score in scores], indent=1))
+
+
+def keep(subject: Subject, measured: Protocol, scores: Sequence[Score], images: Mapping[str, Any]) -> None:
+    """Append scores to eval.jsonl in the subject's home, with the settings and what is told of the images."""
+    about = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **subject.about(), **images}
+    rows = [{**about, **score.data(), "settings": measured.model_dump(mode="json")} for score in scores]
+    with (subject.home / "eval.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
