@@ -51,15 +51,21 @@ def rebuilt(paths: Sequence[Path], command: str, say: Callable[[str], None], pic
     runs, floors = _found(paths)
     groups = _groups(runs)
     names = [group[0].recipe.name for group in groups]
+    titles = [group[0].recipe.title or group[0].recipe.name for group in groups]
     entries = []
     for group in groups:
-        first, suffix = group[0], ""
-        if names.count(first.recipe.name) > 1:
-            suffix = f" ({first.folder.name})"
+        first = group[0]
+        suffix = f" ({first.folder.name})" if names.count(first.recipe.name) > 1 else ""
+        title = first.recipe.title or first.recipe.name
+        title += suffix if titles.count(title) > 1 else ""
         panels, problems = _gallery(first, say) if pictures else ((), [])
         scores = [score for run in group for score in _kept(run)]
         problems += [warning for run in group for warning in _doubts(run)]
-        entries.append(entry(first.recipe, [run.folder for run in group], scores, panels, problems, suffix))
+        entries.append(
+            entry(
+                first.recipe, [run.folder for run in group], scores, panels, problems, first.recipe.name + suffix, title
+            )
+        )
     return report.Report(
         title="Masked image modeling, compared" if len(entries) > 1 else entries[0].title,
         command="\n".join([*dict.fromkeys(run.record["command"] for run in runs if run.record), command]),
@@ -77,16 +83,17 @@ def entry(
     scores: Iterable[report.Score],
     panels: tuple[report.Panel, ...] = (),
     problems: Sequence[str] = (),
-    suffix: str = "",
+    name: str = "",
+    title: str = "",
 ) -> report.Entry:
     """One recipe: the scores of all its runs; curves and cost of the first.
 
-    folders: of its runs, one a seed.  problems: warnings beside those in the folders.  suffix: of name and title, where
-    several entries would have the same.
+    folders: of its runs, one a seed.  problems: warnings beside those in the folders.  name, title: instead of the recipe's,
+    where several entries would have the same.
     """
     return report.Entry(
-        name=recipe.name + suffix,
-        title=(recipe.title or recipe.name) + suffix,
+        name=name or recipe.name,
+        title=title or recipe.title or recipe.name,
         axes=report.Axes(**recipe.axes()),
         scores=tuple(scores),
         curves=_curves(folders[0]),

@@ -155,6 +155,7 @@ class Sweeping:
                 measures = [shlex.split(self.fill(text)) for text in cell.measure or sweep.measure]
                 try:
                     recipe = load(cell.recipe or sweep.recipe, [*changes, f"seed={seed}"])
+                    recipe = recipe.model_copy(update={"title": name})
                     protocols = tuple((words[0], tuple(words[1:])) for words in measures)
                     for task, own in protocols:
                         chosen(recipe, task, own)

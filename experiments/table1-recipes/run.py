@@ -1,4 +1,4 @@
-"""300 steps of the micro recipe of every given row, on two data sets from two seeds: python experiments/table1-recipes/run.py --help
+"""300 steps of the micro recipe of every row, on two data sets, from two seeds: python experiments/table1-recipes/run.py --help
 
 Stopped and started again it goes on; what stands in results.jsonl is not run again.
 """

@@ -24,7 +24,19 @@ from unimim.report.effects import AXES, Effect, Gain, effects
 from unimim.report.figures import efforts, maskings
 from unimim.report.gallery import gallery
 from unimim.report.scatter import figure_chart
-from unimim.report.verdict import Estimate, Task, difference, estimate, leads, ordered, ranking, scores, tasks, verdict
+from unimim.report.verdict import (
+    Estimate,
+    Task,
+    difference,
+    estimate,
+    headlines,
+    leads,
+    ordered,
+    ranking,
+    scores,
+    tasks,
+    verdict,
+)
 
 _STATUS = {
     "clear": "Clear difference",
@@ -46,14 +58,14 @@ def render(report: Report) -> str:
         verdict=decision,
         leads=_lead_chart(report, columns, colors),
         status=_STATUS[decision.status],
-        columns=[_column(report, task) for task in columns],
-        rows=_rows(report, columns),
+        columns=[_column(report, task) for task in headlines(columns)],
+        rows=_rows(report, headlines(columns)),
         relative=_relative_chart(report.recipes, colors),
         losses=[_losses(entry, colors[entry.name]) for entry in report.recipes if entry.curves],
         bars=[(task, _task_chart(report, task, colors)) for task in columns],
         efforts=_charts(efforts(report)),
         gallery=gallery(report),
-        effects=[_effect(effect, columns) for effect in effects(report)],
+        effects=[_effect(effect, headlines(columns)) for effect in effects(report)],
         figures=_charts([*maskings(report), *report.figures]),
         costs=[entry for entry in report.entries if entry.cost is not None],
         cost_bars=_cost_bars(report, colors),

@@ -9,13 +9,13 @@ from rich.text import Text
 
 from unimim.report import text
 from unimim.report.data import Cost, Entry, Report
-from unimim.report.verdict import Task, estimate, ordered, tasks, verdict
+from unimim.report.verdict import Task, estimate, headlines, ordered, tasks, verdict
 
 _AXES = ("teacher", "norm", "student", "head", "loss")
 
 
 def _header(report: Report) -> list[str]:
-    scores = [_label(task) for task in tasks(report)]
+    scores = [_label(task) for task in headlines(tasks(report))]
     return ["recipe", *_AXES, *scores, "time", "images/s", "peak memory"]
 
 
@@ -27,7 +27,7 @@ def _line(report: Report, entry: Entry) -> list[str]:
     axes = [getattr(entry.axes, axis) for axis in _AXES] if entry.axes else [""] * len(_AXES)
     cost = entry.cost or Cost()
     values = []
-    for task in tasks(report):
+    for task in headlines(tasks(report)):
         found = estimate(entry, task)
         span = f" ({text.interval(*found.interval, task.unit)})" if found and found.interval else ""
         values.append(text.number(found.value, task.unit) + span if found else text.MISSING)

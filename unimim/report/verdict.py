@@ -1,6 +1,7 @@
 """Which recipe is best, by how much, and whether the numbers allow saying so."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
@@ -83,6 +84,11 @@ def tasks(report: Report) -> list[Task]:
     """Every task of the report, the main one first: the linear probe, else the first in the order of the entries."""
     found = list(dict.fromkeys(Task(s.task, s.metric, s.unit) for entry in report.entries for s in entry.scores))
     return sorted(found, key=lambda task: "linear" not in task.name.lower())
+
+
+def headlines(columns: Sequence[Task]) -> list[Task]:
+    """The first metric of each task, by which recipes are ranked; the others are details."""
+    return list({task.name: task for task in reversed(columns)}.values())[::-1]
 
 
 def scores(entry: Entry, task: Task) -> list[Score]:
