@@ -24,6 +24,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import build_sincos2d_pos_embed
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
@@ -57,7 +58,11 @@ class Teacher(nn.Module):
 
     def __init__(self, source: ImageSource, **more: Any) -> None:
         super().__init__()
-        self.tower: nn.Module = timm.create_model(self.arch, **self.arguments, **more)
+        self.tower: Any = timm.create_model(self.arch, **self.arguments, **more)
+        if isinstance(getattr(self.tower, "pos_embed", None), nn.Parameter):  # as MoCo v3: few steps suffice so
+            self.tower.init_weights("moco")
+            grid = build_sincos2d_pos_embed(list(self.tower.patch_embed.grid_size), WIDTH)
+            self.tower.pos_embed = nn.Parameter(grid.unsqueeze(0), requires_grad=False)
 
     def loss(self, crops: Sequence[Tensor], index: Tensor) -> Tensor:
         """crops: (B, 3, H, W) each, normalized.  index (B,): which images they are of."""
@@ -66,7 +71,7 @@ class Teacher(nn.Module):
     def after_step(self, fraction: float) -> None:
         """fraction: of the training that is done."""
 
-    def trained(self) -> nn.Module:
+    def trained(self) -> Any:
         return self.tower
 
 
@@ -168,7 +173,7 @@ class DINO(Teacher):
         for slow, fast in zip(self.copy.parameters(), own, strict=True):
             slow.data.lerp_(fast.data, 1 - momentum)
 
-    def trained(self) -> nn.Module:
+    def trained(self) -> Any:
         return self.copy[0]
 
 
@@ -195,7 +200,7 @@ def train(teacher: Teacher, source: ImageSource, epochs: int, batch: int, lr: fl
     """AdamW under a half cosine that a tenth of the steps warm up for."""
     batch, learned = min(batch, len(source)), [p for p in teacher.parameters() if p.requires_grad]
     groups = [{"params": [p for p in learned if (p.ndim > 1) == many], "weight_decay": 0.05 * many} for many in (0, 1)]
-    optimizer, total = torch.optim.AdamW(groups, lr), epochs * (len(source) // batch)
+    optimizer, total = torch.optim.AdamW(groups, lr, (0.9, 0.98)), epochs * (len(source) // batch)
 
     def rate(step: int) -> float:
         return min(1.0, (step + 1) / (0.1 * total)) * (1 + math.cos(math.pi * step / total)) / 2
@@ -224,7 +229,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     for name, default in {"--epochs": 10, "--batch": 64, "--seed": 0}.items():
         parser.add_argument(name, type=int, default=default)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     source = in_memory(open_source(options.data, "train"))
