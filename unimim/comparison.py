@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from . import weights
+from . import runs, weights
 from .engine.data.sources import ImageSource, in_memory, open_source
 from .engine.loop import NonFinite
 from .engine.run import Run
-from .evaluation.gallery import gallery
 from .evaluation.probes import Probes, Results
-from .evaluation.score import Score
 from .evaluation.sources import spread
-from .objective import Objective
-from .provenance import source_of
-from .recipe import Recipe, leaves
+from .recipe import Recipe
 from .report import data as report
 from .report import html
 from .training import build_student, data_record, held, train_recipe
 
-NUM_EXAMPLES = 8
-"""Images in the gallery."""
 Say = Callable[[str], None]
 
 
@@ -87,8 +78,8 @@ def compare(comparison: Comparison, say: Say = print) -> report.Report:
         command=comparison.command,
         created=time.strftime("%Y-%m-%d %H:%M"),
         data=f"{comparison.data}: {len(train)} training images for the probes, {len(test)} test images",
-        budget=_budget(comparison),
-        environment=_environment(comparison),
+        budget=runs.budget(comparison.recipes, comparison.seeds),
+        environment=runs.environment(folder for _, folder in comparison.variants()),
         entries=(*entries, *_baselines(comparison, probes)),
         skipped=tuple(report.Skipped(name, reason) for name, reason in skipped.items()),
     )
@@ -102,20 +93,10 @@ def _entry(comparison: Comparison, recipe: Recipe, probes: Probes) -> report.Ent
     scores: list[report.Score] = []
     for variant, folder in variants:
         make = partial(weights.load_student, folder / "weights")
-        scores += _reported(probes.student(variant.hash, recipe.name, variant, make), variant.seed)
-    folder = variants[0][1]
-    return report.Entry(
-        name=recipe.name,
-        title=recipe.title or recipe.name,
-        axes=report.Axes(**recipe.axes()),
-        scores=tuple(scores),
-        curves=_curves(folder),
-        cost=_cost(folder, recipe.batch),
-        panels=_panels(weights.load(folder / "weights"), probes.test),
-        warnings=_warnings(recipe, folder),
-        config_yaml=recipe.model_copy(update={"provenance": {}}).yaml(),
-        provenance=_provenance(recipe),
-    )
+        scores += runs.reported(probes.student(variant.hash, recipe.name, variant, make), variant.seed)
+    folders = [folder for _, folder in variants]
+    panels = runs.panels(weights.load(folders[0] / "weights"), probes.test)
+    return runs.entry(recipe, folders, scores, panels)
 
 
 def _baselines(comparison: Comparison, probes: Probes) -> list[report.Entry]:
@@ -124,18 +105,9 @@ def _baselines(comparison: Comparison, probes: Probes) -> list[report.Entry]:
     for recipe in {recipe.student: recipe for recipe in reversed(comparison.recipes)}.values():
         name = f"random student ({recipe.name})"
         found = probes.student(f"random-{recipe.hash}", name, recipe, partial(build_student, recipe))
-        entries.append(report.Entry(name, name, kind="random", scores=tuple(_reported(found, recipe.seed))))
+        entries.append(report.Entry(name, name, kind="random", scores=tuple(runs.reported(found, recipe.seed))))
     found = probes.pixels(comparison.recipes[0].student.geometry.image)
-    return [*entries, report.Entry("raw pixels", "Raw pixels", kind="pixels", scores=tuple(_reported(found, 0)))]
-
-
-def _panels(objective: Objective, source: ImageSource) -> tuple[report.Panel, ...]:
-    indices = spread(source, NUM_EXAMPLES).places
-    names = [source.classes[source.label(i)] if source.classes else source.name(i) for i in indices]
-    return tuple(
-        report.Panel(row.title, tuple(map(report.Picture, names, row.images)), row.note)
-        for row in gallery(objective, source, indices)
-    )
+    return [*entries, report.Entry("raw pixels", "Raw pixels", kind="pixels", scores=tuple(runs.reported(found, 0)))]
 
 
 def _opened(comparison: Comparison, split: Any) -> ImageSource:
@@ -145,56 +117,3 @@ def _opened(comparison: Comparison, split: Any) -> ImageSource:
             f"{comparison.data} has no labels, which the probes need; put the images into folders by class"
         )
     return in_memory(source) if comparison.cached else source
-
-
-def _reported(scores: Sequence[Score], seed: int) -> list[report.Score]:
-    return [report.Score(s.task, s.metric, s.value, s.unit, s.interval, s.protocol, seed) for s in scores]
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def _curves(folder: Path) -> tuple[report.Curve, ...]:
-    rows = _rows(folder)
-    names = [name for name in rows[0] if name.startswith("loss")]
-    steps = tuple(row["step"] for row in rows)
-    return tuple(report.Curve(name, steps, tuple(row[name] for row in rows)) for name in names)
-
-
-def _cost(folder: Path, batch: int) -> report.Cost:
-    rows, record = _rows(folder), json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    seconds = sum(row["seconds"] for row in rows)
-    seen = rows[-1]["step"] * batch
-    return report.Cost(record["seconds"], seen / seconds, max(row["memory_mb"] for row in rows), rows[-1]["step"], seen)
-
-
-def _warnings(recipe: Recipe, folder: Path) -> tuple[str, ...]:
-    found = []
-    skipped = folder / "skipped_images.txt"
-    if skipped.exists():
-        lines = skipped.read_text(encoding="utf-8").replace("\t", ": ").splitlines()
-        found.append(f"{len(lines)} unreadable images were replaced, e.g. {lines[0]}")
-    if recipe.status == "unverified":
-        found.append("not verified against official code")
-    return tuple(found)
-
-
-def _provenance(recipe: Recipe) -> tuple[report.Provenance, ...]:
-    return tuple(
-        report.Provenance(path, str(value), source_of(path, recipe.provenance)) for path, value in leaves(recipe)
-    )
-
-
-def _budget(comparison: Comparison) -> str:
-    first = comparison.recipes[0]
-    epochs = {recipe.epochs for recipe in comparison.recipes}
-    spoken = f"{first.epochs:g} epochs" if len(epochs) == 1 else f"{min(epochs):g} to {max(epochs):g} epochs"
-    batches = "/".join(str(batch) for batch in sorted({recipe.batch for recipe in comparison.recipes}))
-    return f"{spoken} in batches of {batches}, seeds {', '.join(map(str, comparison.seeds))}"
-
-
-def _environment(comparison: Comparison) -> dict[str, str]:
-    path = next((folder / "run.json" for _, folder in comparison.variants() if (folder / "run.json").exists()), None)
-    record = json.loads(path.read_text(encoding="utf-8")) if path else {"versions": {}, "hardware": {}}
-    return {**record["versions"], **record["hardware"], "threads": str(torch.get_num_threads())}

@@ -53,14 +53,14 @@ class Schedule(Frozen):
 
 
 class Optimization(Frozen):
-    """AdamW with linear warm-up and a half cosine, per step:
+    """AdamW with linear warm-up, then a half cosine or a line, per step:
 
     lr(t) = w + (peak - w) t / W for t < W, w = warmup_lr, then min_lr + (peak - min_lr) (1 + cos(pi (t - W) / (T - W))) / 2,
-    where t counts steps, T is their total and W the warm-up steps. With `warmup_includes_peak` (BEiT) the warm-up is
-    w + (peak - w) t / (W - 1), which reaches the peak one step earlier (MAE: it does not). peak = lr, or lr * batch / 256 with
-    `lr_per_256`, which leaves warmup_lr and min_lr as they are. T is that total times `until`, if given: above 1 training ends
-    before the cosine does. weight_decay may be a Schedule. Biases and vectors are never decayed; `no_decay` names further
-    parameters by the last part of their name.
+    or with shape "linear" min_lr + (peak - min_lr) (T - t) / (T - W), where t counts steps, T is their total and W the
+    warm-up steps. With `warmup_includes_peak` (BEiT) the warm-up is w + (peak - w) t / (W - 1), which reaches the peak one step
+    earlier (MAE: it does not). peak = lr, or lr * batch / 256 with `lr_per_256`, which leaves warmup_lr and min_lr as they are.
+    T is that total times `until`, if given: above 1 training ends before the cosine does. weight_decay may be a Schedule.
+    Biases and vectors are never decayed; `no_decay` names further parameters by the last part of their name.
     optimizer "lars" puts that rate into LARS with momentum 0.9 and trust 0.001 instead, whose rate adapts to the norms of
     matrices and leaves vectors alone (MAE's linear probe); betas and eps are AdamW's.
     `layer_decay` d multiplies the rate of student block k of depth n (1-based) by d^(n + 1 - k), of its embeddings by
@@ -80,6 +80,7 @@ class Optimization(Frozen):
     eps: float = Field(1e-8, gt=0)
     clip_norm: float | None = Field(None, gt=0)
     layer_decay: float | None = Field(None, gt=0, le=1)
+    shape: Literal["cosine", "linear"] = Field("cosine", exclude_if=lambda shape: shape == "cosine")
     optimizer: Literal["adamw", "lars"] = Field("adamw", exclude_if=lambda name: name == "adamw")
 
     @field_validator("weight_decay")
@@ -102,5 +103,6 @@ class Optimization(Frozen):
         if step < warmup:
             ramp = warmup - 1 if self.warmup_includes_peak else warmup
             return self.warmup_lr + (peak - self.warmup_lr) * min(step / ramp, 1.0) if ramp > 0 else peak
-        done = (step - warmup) / max(total_steps * self.until - warmup, 1)
-        return self.min_lr + (peak - self.min_lr) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+        done = min((step - warmup) / max(total_steps * self.until - warmup, 1), 1.0)
+        remaining = 1 - done if self.shape == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.min_lr + (peak - self.min_lr) * remaining

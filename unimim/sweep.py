@@ -22,8 +22,8 @@ from pydantic import Field, ValidationError
 from . import weights
 from .engine.folder import only_writer
 from .engine.run import Run
-from .evaluation import PROTOCOLS, protocol
-from .evaluation.protocol import Protocol, Setting, Subject
+from .evaluation import PROTOCOLS, protocol_of
+from .evaluation.protocol import Protocol, Setting, Subject, keep
 from .evaluation.score import mean_over_seeds
 from .evaluation.supervised import Preempted
 from .plain import read_yaml
@@ -130,10 +130,18 @@ class Sweeping:
         return self.file.with_name(RESULTS)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The results so far on these images, without a last line that was cut short."""
-        lines = self.results.read_text(encoding="utf-8").splitlines(keepends=True) if self.results.exists() else []
-        found = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [row for row in found if row["images"] == self.images]
+        """The scores so far on these images, each with what it is of; a line that was cut short is left out."""
+        text = self.results.read_text(encoding="utf-8") if self.results.exists() else ""
+        found = [json.loads(line) for line in text.splitlines() if line.endswith("]}")]
+        mine = [row for row in found if row["images"] == self.images]
+        return [{**row, **score} for row in mine for score in row["scores"]]
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One measurement, as a line of its own even after one that was cut short."""
+        with self.results.open("a+b") as file:
+            file.seek(max(0, file.tell() - 1))
+            start = b"" if file.read(1) in (b"", b"\n") else b"\n"
+            file.write(start + json.dumps(row).encode() + b"\n")
 
     def fill(self, text: str) -> str:
         return text.replace("{out}", str(self.out)).replace("{data}", self.data)
@@ -171,7 +179,7 @@ def chosen(recipe: Recipe, task: str, changes: Sequence[str]) -> Protocol:
     wrong = [change for change in changes if not change.startswith(f"{task}.")]
     if wrong:
         raise ValueError(f"measure: {wrong[0]!r} does not begin with {task}.")
-    return protocol(task).of(recipe, tuple(change.removeprefix(f"{task}.") for change in changes))
+    return protocol_of(task).of(recipe, tuple(change.removeprefix(f"{task}.") for change in changes))
 
 
 def work(sweeping: Sweeping, say: Say) -> list[str]:
@@ -179,7 +187,7 @@ def work(sweeping: Sweeping, say: Say) -> list[str]:
 
     KeyboardInterrupt when a run was stopped on request.
     """
-    _prepare(sweeping, say)
+    prepare(sweeping, say)
     tasks, failed = sweeping.tasks(), []
     for number, task in enumerate(tasks, 1):
         if sweeping.done(task):
@@ -197,7 +205,8 @@ def work(sweeping: Sweeping, say: Say) -> list[str]:
     return failed
 
 
-def _prepare(sweeping: Sweeping, say: Say) -> None:
+def prepare(sweeping: Sweeping, say: Say) -> None:
+    """Run the sweep's commands that have not been run yet. ValueError when one fails."""
     for command in sweeping.sweep.prepare:
         folder = Path(sweeping.fill(command.out))
         with only_writer(folder.with_name(f".{folder.name}.sweep")):
@@ -237,10 +246,9 @@ def _do(sweeping: Sweeping, task: Task, folder: Path, say: Say) -> None:
             scores = measured.measure(subject, setting)
         except Preempted:
             raise KeyboardInterrupt from None
+        keep(subject, measured, scores, {"data": sweeping.data, "fingerprint": sweeping.images})
         about = {"run": task.name, "key": task.key, "seed": task.recipe.seed, "measure": measure}
-        about["images"] = sweeping.images
-        with sweeping.results.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps({**about, **score.data()}) + "\n" for score in scores))
+        sweeping.add({**about, "images": sweeping.images, "scores": [score.data() for score in scores]})
 
 
 @dataclass(frozen=True)

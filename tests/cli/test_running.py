@@ -235,15 +235,18 @@ def test_eval_prints_and_keeps_scores(unimim: Unimim, images: Path, trained: Pat
     assert (found["train"], found["test"], found["recipe"]) == (32, 8, "mae-micro")
     student = load_student(trained / "weights")
     learned, tested = (student_features(student, open_source(str(images), split)) for split in SPLITS)
-    assert found["scores"] == json.loads(
+    first, linear = found["scores"][0], found["scores"][-1]
+    assert [first, linear] == json.loads(
         json.dumps([knn(learned, tested).data(), linear_probe(learned, tested).data()])
     )
+    assert {score["task"] for score in found["scores"]} == {"k-NN", "linear"}
     shown = unimim("eval", trained / "weights", "--data", images, "--task", "knn", "--probe-images", 16, "--block", 0)
     assert shown.code == 0
     assert "block 0, mean of patch tokens; k = 20, T = 0.07, cosine" in shown.out
     assert "8 test images, 16 training images" in shown.out
     rows = [json.loads(line) for line in (trained / "eval.jsonl").read_text().splitlines()]
-    assert [row["task"] for row in rows] == ["k-NN", "linear"]
+    assert [row["task"] for row in rows] == ["k-NN"] * 8 + ["linear"]
+    assert rows[0]["settings"]["k"] == [20, 10, 100, 200]
     assert rows[0]["hash"] == found["hash"]
     assert (trained / "weights" / "eval.jsonl").is_file()
 
@@ -255,12 +258,18 @@ def test_eval_reports_every_problem_at_once(unimim: Unimim, trained: Path, tmp_p
     (tmp_path / "dark" / "0.png").rename(flat / "0.png")
     ran = unimim("eval", trained, "--data", flat, "--task", "knn,lineer", "--pool", "max", "--block", 3)
     assert ran.code == 2
+    assert ran.err.splitlines()[0] == "error: 3 problems"
+    assert ran.err.splitlines()[1].startswith(
+        "  --task: unknown task 'lineer', did you mean 'linear'?; tasks: knn, linear,"
+    )
+    assert "  knn.features.pool: Input should be 'mean' or 'class', got 'max'" in ran.err
+    assert f"  --data: {flat} has no labels, which the probes need; put the images into folders by class" in ran.err
+    ran = unimim("eval", trained, "--data", "shapes", "--block", 3, "knn.k=[5]", "linear.rate=3", "fewshot.k=[2]")
     assert ran.err.splitlines() == [
-        "error: 4 problems",
-        "  --task: unknown task 'lineer', did you mean 'linear'?; tasks: knn, linear",
-        "  --pool: 'max' is neither mean nor class",
+        "error: 3 problems",
+        "  fewshot.k=[2]: changes begin with a task of this command: knn.KEY=VALUE, linear.KEY=VALUE",
+        "  linear.rate: Extra inputs are not permitted, got 3",
         "  --block: the student has blocks 0 to 0, not 3",
-        f"  --data: {flat} has no labels, which the probes need; put the images into folders by class",
     ]
     (tmp_path / "run.json").write_text("{}")
     ran = unimim("eval", tmp_path, "--data", "shapes")
@@ -274,7 +283,7 @@ def test_eval_dry_run_writes_nothing(unimim: Unimim, images: Path, trained: Path
     before = sorted(trained.rglob("*"))
     ran = unimim("eval", trained, "--data", images, "--dry-run")
     assert ran.code == 0
-    assert f"{images}: 32 training images, 8 test images" in ran.out
+    assert "train        32\ntest         8" in ran.out
     assert sorted(trained.rglob("*")) == before
 
 
@@ -311,7 +320,7 @@ def test_compare_reports_every_problem_at_once(unimim: Unimim, images: Path) -> 
     assert [line[:90] for line in ran.err.splitlines()] == [
         "error: 7 problems",
         "  seed=3: the seeds of a comparison are given by --seeds",
-        "  beit:loss=l1: 'beit' is not compared; compared: mae-micro, mae-micro, mea",
+        "  beit:loss=l1: 'beit' is not among the recipes; given: mae-micro, mea",
         "  mae-micro: los: unknown field, did you mean 'loss'?",
         "  mea: unknown recipe 'mea', did you mean 'mae'?; registered: beit, beit-large, beit-micro",
         "  'mae-micro' is compared twice; save a variant under a name: unimim show mae-micro loss=l",
@@ -328,13 +337,20 @@ def test_compare_where_nothing_can_be_trained_fails(unimim: Unimim, images: Path
     assert "mae-micro is left out: not a number by step 1" in ran.err
 
 
+def test_a_model_card_knows_the_run(unimim: Unimim, trained: Path, tmp_path: Path) -> None:
+    assert unimim("export", trained, "--to", "hf", "--out", tmp_path).code == 0
+    card = (tmp_path / "README.md").read_text()
+    assert "| training images | 32 |" in card
+    assert json.loads((trained / "run.json").read_text())["data"]["fingerprint"] in card
+
+
 def test_export_of_a_run_loads_in_timm(unimim: Unimim, trained: Path, tmp_path: Path) -> None:
     ran = unimim("export", trained, "--to", "timm", "--out", tmp_path / "timm")
     assert ran.code == 0
-    assert "reloaded in timm: patch features differ by at most" in ran.out
+    assert "reloaded from timm: patch features differ by at most" in ran.out
     assert (tmp_path / "timm" / "config.json").is_file()
     wrong = unimim("export", trained, "--to", "tim", "--out", tmp_path / "timm")
-    assert wrong.err == "error: cannot export to 'tim', did you mean 'timm'?; formats: timm\n"
+    assert wrong.err == "error: cannot export to 'tim', did you mean 'timm'?; formats: timm, hf, onnx, torch\n"
     assert wrong.code == 2
 
 

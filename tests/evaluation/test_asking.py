@@ -21,7 +21,13 @@ from unimim.evaluation.robustness import Robustness
 from unimim.evaluation.shape_bias import ShapeBias, decide, read_answers, shape_bias
 from unimim.training import build
 
-TOLD = {"pool": "mean", "crop_share": 0.5, "precision": "float32", "described": "fine-tuned by hand"}
+TOLD = {
+    "start": "student",
+    "pool": "mean",
+    "crop_share": 0.5,
+    "precision": "float32",
+    "described": "fine-tuned by hand",
+}
 
 
 def subject(home: Path) -> Subject:

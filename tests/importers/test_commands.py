@@ -1,4 +1,4 @@
-"""convert and export, as the command line calls them."""
+"""convert, as the command line calls them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from unimim import weights
-from unimim.engine.checkpoint import Checkpoints
-from unimim.importers import convert, export
+from unimim.importers import convert
 
 
-def test_convert_and_export(official: Any, tmp_path: Path) -> None:
+def test_convert(official: Any, tmp_path: Path) -> None:
     """From a training checkpoint with its momentum copy to a weights folder, and on to timm; the report accounts for it."""
     objective, state = official("data2vec")
     model = {name: tensor for name, tensor in state.items() if not name.startswith("model_ema.")}
@@ -31,9 +30,6 @@ def test_convert_and_export(official: Any, tmp_path: Path) -> None:
     assert "rel_pos_bias.relative_position_index: fixed table, computed by unimim (largest difference 0)" in report
     assert "missing  0" in report
     assert "ViT of 2 blocks, 32 wide, 32x32 pixels, 4x4 patches" in report
-    out = export(tmp_path / "w", "timm", tmp_path / "timm")
-    assert out.difference < 1e-4
-    assert f'timm.create_model("local-dir:{tmp_path / "timm"}", pretrained=True)' in str(out)
 
 
 def test_convert_an_encoder(official: Any, tmp_path: Path) -> None:
@@ -63,27 +59,6 @@ def test_convert_another_part(official: Any, tmp_path: Path) -> None:
     assert weights.load(tmp_path / "w").student.state_dict()["prefix"].equal(state["cls_token"] + 1)
 
 
-def test_export_from_runs(official: Any, tmp_path: Path) -> None:
-    """A finished run has weights; an unfinished one its newest checkpoint."""
-    objective, _ = official("mae")
-    weights.save(objective, tmp_path / "done" / "weights")
-    finished = export(tmp_path / "done", "timm", tmp_path / "a")
-    going = tmp_path / "going"
-    (going / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"no checkpoint yet"):
-        export(going, "timm", tmp_path / "b")
-    checkpoints = Checkpoints(going / "checkpoints")
-    checkpoints.save(1, {}, objective.student.state_dict(), {})
-    checkpoints.wait()
-    (going / "config.yaml").write_text(objective.recipe.yaml(), encoding="utf-8")
-    assert export(going, "timm", tmp_path / "b").difference == finished.difference
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
-
-
-def test_unknown_names(tmp_path: Path) -> None:
+def test_unknown_importer(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown importer 'may', did you mean 'mae'"):
         convert(tmp_path / "a.pth", "may", tmp_path / "w")
-    with pytest.raises(ValueError, match=r"cannot export to 'tim', did you mean 'timm'"):
-        export(tmp_path, "tim", tmp_path / "w")
-    with pytest.raises(ValueError, match=r"not a whole weights folder"):
-        export(tmp_path, "timm", tmp_path / "w")

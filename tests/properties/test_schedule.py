@@ -85,6 +85,7 @@ policies = st.builds(
     min_lr=st.floats(0, 1e-6),
     warmup_epochs=st.floats(0, 3),
     warmup_includes_peak=st.booleans(),
+    shape=st.sampled_from(["cosine", "linear"]),
 )
 
 
@@ -119,6 +120,13 @@ def test_beit_reaches_the_peak_in_the_last_warm_up_step_and_mae_one_later() -> N
     assert [beit.rate(step, 100, 5, 1) for step in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
     assert [mae.rate(step, 100, 5, 1) for step in range(6)] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert mae.rate(52.5, 100, 5, 1) == pytest.approx(0.5), "half way down after half of the remaining steps"
+
+
+def test_the_rate_falls_along_a_line_if_asked_and_dumps_stay_as_they_were() -> None:
+    line = Optimization(lr=1.0, warmup_epochs=1, min_lr=0.2, shape="linear")
+    assert [line.rate(step, 25, 5, 1) for step in (5, 10, 15, 25)] == pytest.approx([1, 0.8, 0.6, 0.2])
+    assert Optimization.model_validate_json(line.model_dump_json()) == line
+    assert "shape" not in Optimization(lr=1.0).model_dump()
 
 
 @given(values, values, st.floats(1, 2), shapes, fractions)

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from unimim.report import Axes, Cost, Curve, Entry, Panel, Picture, Provenance, Report, Score, Skipped
+from unimim.report import Axes, Cost, Curve, Entry, Figure, Panel, Picture, Provenance, Report, Score, Series, Skipped
 
 AXES = Axes("CLIP ViT-B/16", "LayerNorm", "ViT-S/16", "FC", "Smooth-ℓ1")
 
@@ -46,7 +46,9 @@ def worded(text: str) -> Report:
     )
     floor = Entry("floor", text, kind="random", scores=(Score(text, text, 30.0, text, (29.0, 31.0), text),))
     environment = {text: text}
-    return Report(text, text, text, text, text, environment, (*entries, floor), (Skipped(text, text),))
+    figure = Figure(text, text, text, (Series(text, (0.0, 1.0), (1.0, 2.0)),), note=text, paper=text)
+    skipped = (Skipped(text, text),)
+    return Report(text, text, text, text, text, environment, (*entries, floor), skipped, (figure,))
 
 
 @pytest.fixture(name="linear", scope="session")

@@ -135,7 +135,7 @@ def test_links_lead_to_sections_of_the_page(worded):
     links = [value[1:] for _, name, value in values if name == "href"]
     assert len(ids) == len(set(ids))
     assert set(links) <= set(ids)
-    assert len(links) == 7
+    assert len(links) == 8
 
 
 def test_every_image_has_alternative_text_and_every_chart_a_label(worded):
@@ -144,7 +144,7 @@ def test_every_image_has_alternative_text_and_every_chart_a_label(worded):
     assert len(alts) == sum(shape[0] == "img" for shape in page.shape) > 0
     assert all(alts)
     charts = [shape for shape in page.shape if shape[0] == "svg" and "role" in shape]
-    assert len(charts) == 5  # lead, relative loss, loss of two recipes, one task
+    assert len(charts) == 9  # lead, relative loss, loss of two recipes, one task, one figure, three costs
     assert all("aria-label" in shape for shape in charts)
 
 

@@ -56,7 +56,7 @@ def test_single_recipe_is_reported_alone(linear, recipe, comparison):
 def test_no_score_at_all(linear, recipe, comparison):
     found = verdict(comparison(recipe("a", linear(math.nan, None)), skipped=(Skipped("beit", "no weights"),)))
     assert (found.status, found.headline) == ("none", "No recipe finished with a score.")
-    assert found.remarks == ("Skipped, with reasons in section 7: beit.",)
+    assert found.remarks == ("Skipped, with reasons in section 8: beit.",)
 
 
 def test_baselines_are_never_ranked(linear, recipe, comparison):

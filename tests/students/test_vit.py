@@ -52,3 +52,31 @@ def test_relative_positions_belong_to_one_size() -> None:
     assert not student.config.can_resize
     with pytest.raises(ValueError, match="relative positions for images of"):
         student(View(torch.rand(1, 3, 16, 16)))
+
+
+@pytest.mark.parametrize("positions", ["learned", "sincos"])
+def test_adapting_to_the_same_config_changes_nothing_and_to_another_size_keeps_what_fits(positions: str) -> None:
+    small = {"size": "micro", "image_size": 32, "patch_size": 8, "depth": 2, "positions": positions}
+    student = ViT.Config.model_validate(small | {"relative_positions": "shared"}).build().eval()
+    torch.nn.init.normal_(student.shared_bias.table)
+    image = View(torch.rand(2, 3, 32, 32))
+    spread_out = student.adapt(relative_positions="per_block", drop_path=0.1).eval()
+    torch.testing.assert_close(spread_out(image).tokens, student(image).tokens)
+    larger = spread_out.adapt(image_size=48)
+    assert larger.geometry.grid == (6, 6)
+    assert larger(View(torch.rand(1, 3, 48, 48))).tokens.shape == (1, 36, 128)
+    torch.testing.assert_close(larger.block_bias[0].table[-3:], student.shared_bias.table[-3:])
+    with pytest.raises(ValueError, match="its weights cannot follow dim=64: "):
+        student.adapt(dim=64)
+
+
+def test_relative_tables_keep_constants_and_follow_cubics() -> None:
+    from unimim.layers.positions import resize_relative, spline_matrix
+
+    table = torch.full((7 * 9 + 3, 2), 0.7)
+    torch.testing.assert_close(resize_relative(table, (4, 5), (6, 8)), torch.full((11 * 15 + 3, 2), 0.7))
+    assert resize_relative(table, (4, 5), (4, 5)) is table
+    x = torch.tensor([-3.0, -2.2, -1, 0, 1.1, 2, 3.5], dtype=torch.float64)
+    at = torch.linspace(-3, 3.5, 20, dtype=torch.float64)
+    for power in range(4):
+        torch.testing.assert_close(spline_matrix(x, at) @ x**power, at**power)

@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from . import data, doctor, errors, evaluating, files, launching, listing, replaying, running, sweeping, teachers
+from . import (
+    benching,
+    data,
+    doctor,
+    errors,
+    evaluating,
+    files,
+    launching,
+    listing,
+    replaying,
+    reporting,
+    running,
+    sweeping,
+    teachers,
+)
 
 app = typer.Typer(
     help="Masked image modeling as one equation: loss = L(N(T(image)), H(S(masked image))).",
@@ -30,12 +44,15 @@ COMMANDS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
         "train": (running.train, "unimim train mae-micro epochs=5 --data shapes --out runs/mae"),
         "compare": (running.compare, "unimim compare mae-micro data2vec-micro epochs=5 --data shapes --out runs/first"),
         "replay": (replaying.replay, "unimim replay runs/mae --steps 20"),
+        "bench": (benching.bench, "unimim bench mae-micro data2vec-micro --batch 16 --dtype bf16"),
         "eval": (evaluating.evaluate, "unimim eval runs/mae --data shapes"),
+        "report": (reporting.report, "unimim report runs/mae runs/beit --out report.html"),
+        "viz": (reporting.viz, "unimim viz runs/mae --data shapes --what masks,attention --out pictures"),
         "sweep": (sweeping.sweep, "unimim sweep experiments/table9-loss-norm/sweep.yaml"),
     },
     "Files": {
         "convert": (files.convert, "unimim convert mae_pretrain_vit_base.pth --as mae --out weights/mae"),
-        "export": (files.export, "unimim export runs/mae --to timm --out exported/mae"),
+        "export": (files.export, "unimim export runs/mae --to hf --out exported/mae"),
     },
     "Extend and check": {
         "schema": (listing.schema, "unimim schema --out recipe.schema.json"),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..evaluation import PROTOCOLS, protocol
+from ..evaluation import PROTOCOLS, protocol_of
 from ..registry import did_you_mean
 from .console import emit, remark, say, show_card, show_table, table
 from .errors import Interrupted, Problems, run_errors
@@ -66,20 +64,19 @@ def evaluate(
     problems = Problems()
     changes, of_run = split_changes(changes or [])
     tasks = _tasks(problems, task)
-    if not all(protocol(name).trains for name in tasks) or procs > 1:
+    kinds = [protocol_of(name) for name in tasks]
+    if procs > 1 or not all(kind.trains for kind in kinds):
         refuse_torchrun(problems, "eval" if procs == 1 else "--procs")
-    if procs > 1 and not all(protocol(name).trains for name in tasks):
-        problems.add(
-            f"--procs: only {', '.join(name for name in PROTOCOLS if protocol(name).trains)} run in several processes"
-        )
+    if procs > 1 and not all(kind.trains for kind in kinds):
+        several = ", ".join(name for name in PROTOCOLS if protocol_of(name).trains)
+        problems.add(f"--procs: only {several} run in several processes")
     subject = _subject(problems, path, momentum)
     chosen = _chosen(problems, subject, tasks, changes, {"block": block, "pool": pool}) if subject else []
-    train = open_data(problems, data, "train", labelled=True)
-    test = open_data(problems, data, "val", labelled=True) if train else None
+    images = _images(problems, data, kinds, probe_images)
     options: dict[str, Any] = {"micro_batch": micro_batch, "workers": workers, "log_every": log_every}
     options |= {"checkpoint_minutes": checkpoint_minutes, "device": device}
     run = run_options(problems, path, procs, of_run, **options)
-    setting = _setting(data, run, in_memory, probe_images) if run and train and test else None
+    setting = _setting(data, run, in_memory, probe_images) if run and images is not None else None
     if subject and setting:
         for one in chosen:
             with problems.of():
@@ -87,31 +84,24 @@ def evaluate(
     problems.refuse()
     assert subject
     assert setting
-    assert train
-    assert test
-    about = {"recipe": subject.recipe.name, "hash": subject.recipe.hash, "momentum": momentum, "data": data}
-    about |= {
-        "fingerprint": test.fingerprint(),
-        "train": min(len(train), probe_images or len(train)),
-        "test": len(test),
-    }
+    assert images is not None
     if dry_run:
         rows: list[tuple[str, object]] = [("weights", subject.folder)]
         rows += [("recipe", f"{subject.recipe.name} ({subject.recipe.hash})")]
         rows += [(type(one).task, one.model_dump_json()) for one in chosen]
-        what = f"{data}: {about['train']} training images, {about['test']} test images"
-        show_card([*rows, ("data", what), ("device", setting.run.device)])
+        show_card([*rows, *images.items(), ("device", setting.run.device)])
         say("dry run: nothing was started", "green")
     elif procs > 1:
         launch_processes(procs, sys.argv[1:])
     else:
-        _measure(chosen, subject, setting, about, as_json)
+        _measure(chosen, subject, setting, images, as_json)
 
 
 def _measure(
-    chosen: Sequence[Protocol], subject: Subject, setting: Setting, about: dict[str, Any], as_json: bool
+    chosen: Sequence[Protocol], subject: Subject, setting: Setting, images: dict[str, Any], as_json: bool
 ) -> None:
     """Each score is kept as soon as it is there."""
+    from ..evaluation.protocol import keep
     from ..evaluation.supervised import Preempted
 
     first, scores = os.environ.get("RANK", "0") == "0", []
@@ -120,16 +110,16 @@ def _measure(
             for one in chosen:
                 found = one.measure(subject, setting)
                 if first:
-                    _keep(subject.home / "eval.jsonl", about, one, found)
+                    keep(subject, one, found, images)
                 scores += found
     except Preempted:
         raise Interrupted(f"stopped; {AGAIN}") from None
     if first and as_json:
-        emit({"path": str(subject.home), **about, "scores": [score.data() for score in scores]})
+        emit({"path": str(subject.home), **subject.about(), **images, "scores": [score.data() for score in scores]})
     elif first:
         _print(scores)
-        kept = subject.home / "eval.jsonl"
-        say(f"{about['test']} test images, {about['train']} training images; kept in {kept}", "dim")
+        shown = f"{images['test']} test images, {images['train']} training images; " if images else ""
+        say(f"{shown}kept in {subject.home / 'eval.jsonl'}", "dim")
 
 
 def _subject(problems: Problems, path: Path, momentum: bool) -> Subject | None:
@@ -142,6 +132,21 @@ def _subject(problems: Problems, path: Path, momentum: bool) -> Subject | None:
             path, folder, weights.read_recipe(folder), weights.load_student(folder, momentum).eval(), momentum
         )
     return None
+
+
+def _images(
+    problems: Problems, data: str, kinds: Sequence[type[Protocol]], probe_images: int | None
+) -> dict[str, Any] | None:
+    """What is told of --data; {} where no task reads it, None where it cannot be read."""
+    if kinds and not any(kind.reads_data for kind in kinds):
+        return {}
+    labelled = any(kind.labelled and kind.reads_data for kind in kinds)
+    train = open_data(problems, data, "train", labelled)
+    test = open_data(problems, data, "val", labelled) if train else None
+    if not train or not test:
+        return None
+    counts = {"train": min(len(train), probe_images or len(train)), "test": len(test)}
+    return {"data": data, "fingerprint": test.fingerprint(), **counts}
 
 
 def _setting(data: str, run: Any, in_memory: bool, probe_images: int | None) -> Setting:
@@ -172,7 +177,7 @@ def _chosen(
             )
     found = []
     for name in tasks:
-        kind = protocol(name)
+        kind = protocol_of(name)
         read = [f"features.{key}={value}" for key, value in reading.items() if value is not None]
         with problems.of():
             found.append(kind.of(subject.recipe, (*(read if "features" in kind.model_fields else ()), *own[name])))
@@ -191,13 +196,6 @@ def weights_folder(path: Path) -> Path:
     if not path.is_dir():
         raise ValueError(f"no folder {path}")
     return path
-
-
-def _keep(path: Path, about: dict[str, Any], measured: Protocol, scores: Sequence[Score]) -> None:
-    now, settings = time.strftime("%Y-%m-%d %H:%M:%S"), measured.model_dump(mode="json")
-    rows = [{"time": now, **about, **score.data(), "settings": settings} for score in scores]
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def _print(scores: Sequence[Score]) -> None:

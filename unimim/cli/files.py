@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..exporters import FORMATS, format_of
 from ..registry import plugins
 from .console import say
 from .errors import Problems
@@ -46,16 +47,22 @@ def convert(
 
 def export(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A weights folder, or the folder of a run.")],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="timm.")] = "timm",
+    to: Annotated[str, typer.Option(metavar="FORMAT", help=f"{', '.join(FORMATS)}.")] = "timm",
     out: Out = None,
 ) -> None:
-    """Write a trained student for another library, and check it there."""
+    """Write a trained student for another library, and check it there.
+
+    timm: a folder for timm.create_model. hf: the same with a model card, for the Hugging Face hub. onnx, torch: one file
+    of the graph, from RGB in [0, 1] to patch features. Nothing is left at --out unless it computes what the student does.
+    """
     problems = Problems()
     if not path.is_dir():
         problems.add(f"no folder {path}")
+    with problems.of():
+        format_of(to)
     check_out(problems, out)
     problems.refuse()
     assert out is not None
-    from ..importers.commands import export
+    from ..exporters.command import export
 
     say(export(path, to, out))

@@ -45,6 +45,22 @@ def read_recipe(problems: Problems, name: str, assignments: Sequence[str]) -> Re
     return None
 
 
+def changes_of(problems: Problems, words: Sequence[str]) -> dict[str, list[str]]:
+    """{recipe: its changes}: KEY=VALUE is for all, RECIPE:KEY=VALUE for one."""
+    assignments = [word for word in words if "=" in word and not Path(word).is_file()]
+    own: dict[str, list[str]] = {word: [] for word in words if word not in assignments}
+    for word in assignments:
+        key, _, value = word.partition("=")
+        name, colon, key = key.rpartition(":")
+        if colon and name not in own:
+            near = did_you_mean(name, own)
+            problems.add(f"{word}: {name!r} is not among the recipes{near}; given: {', '.join(own)}")
+        else:
+            for each in [name] if colon else own:
+                own[each].append(f"{key}={value}")
+    return own
+
+
 def open_data(
     problems: Problems, spec: str, split: Literal["train", "val"], labelled: bool = False
 ) -> ImageSource | None:

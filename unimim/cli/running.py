@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..registry import did_you_mean
 from .console import remark, say, show_card, show_table
 from .errors import INTERRUPTED, Failed, Interrupted, Problems, run_errors
 from .inputs import (
@@ -20,6 +19,7 @@ from .inputs import (
     DryRun,
     Job,
     ProbeImages,
+    changes_of,
     check_out,
     make_job,
     open_data,
@@ -38,7 +38,7 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Required: the folder to write, or to go on with.", show_default=False),
 ]
-Procs = Annotated[int, typer.Option(metavar="N", min=1, help="Processes on this machine, e.g. one a GPU.")]
+Procs = Annotated[int, typer.Option(metavar="N", help="Processes on this machine, e.g. one a GPU.")]
 MicroBatch = Annotated[
     int | None, typer.Option(metavar="N", help="Images a process takes at once.", show_default="its whole share")
 ]
@@ -246,19 +246,10 @@ def _compare(comparison: Comparison) -> None:
 
 def _recipes(problems: Problems, words: Sequence[str]) -> list[Recipe]:
     """The recipes of a comparison, each with the changes for all and its own."""
-    assignments = [word for word in words if "=" in word and not Path(word).is_file()]
-    names = [word for word in words if word not in assignments]
-    own: dict[str, list[str]] = {name: [] for name in names}
-    for word in assignments:
-        key, _, value = word.partition("=")
-        name, colon, key = key.rpartition(":")
-        if key == "seed":
-            problems.add(f"{word}: the seeds of a comparison are given by --seeds")
-        elif colon and name not in own:
-            problems.add(f"{word}: {name!r} is not compared{did_you_mean(name, names)}; compared: {', '.join(names)}")
-        else:
-            for each in [name] if colon else names:
-                own[each].append(f"{key}={value}")
+    seeds = [word for word in words if word.partition("=")[0].rpartition(":")[2] == "seed"]
+    problems.found += [f"{word}: the seeds of a comparison are given by --seeds" for word in seeds]
+    own = changes_of(problems, [word for word in words if word not in seeds])
+    names = [word for word in words if word in own]
     if not names:
         problems.add("no recipe to compare; unimim list recipes shows their names")
     found = [recipe for name in dict.fromkeys(names) if (recipe := read_recipe(problems, name, own[name]))]

@@ -138,8 +138,8 @@ class Agreement:
         return agreed
 
 
-def launch(num_processes: int, arguments: Sequence[str]) -> None:
-    """`python -m unimim ARGUMENTS` in several local processes, through torchrun's own agent."""
+def launch(num_processes: int, arguments: Sequence[str], module: str = "unimim") -> None:
+    """`python -m MODULE ARGUMENTS` in several local processes, through torchrun's own agent."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     threads = max(1, (os.cpu_count() or 1) // num_processes)
@@ -154,7 +154,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> None:
         max_restarts=0,  # a run that was stopped or refused must end; the same command goes on with it
         signals_to_handle=SIGNALS,
     )
-    elastic_launch(config, sys.executable)("-m", "unimim", *arguments)
+    elastic_launch(config, sys.executable)("-m", module, *arguments)
 
 
 def _local_rank() -> int:

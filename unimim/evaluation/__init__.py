@@ -16,13 +16,16 @@ PROTOCOLS: Mapping[str, str] = {
     "linear-beit": "heads:LinearBEiT",
     "fewshot": "fewshot:FewShot",
     "finetune": "finetune:FineTune",
+    "segmentation": "segmentation.protocol:Segmentation",
     "robustness": "robustness:Robustness",
     "shape-bias": "shape_bias:ShapeBias",
+    "cost": "training_cost:TrainingCost",
 }
 """{task: module of this folder, and the protocol in it}; imported when asked for."""
 
 
-def protocol(task: str) -> type[Protocol]:
+def protocol_of(task: str) -> type[Protocol]:
+    """The protocol of a task; KeyError for an unknown one."""
     module, _, name = PROTOCOLS[task].partition(":")
     found: type[Protocol] = getattr(importlib.import_module(f".{module}", __name__), name)
     return found

@@ -24,6 +24,7 @@ from ..types import Batch, Size, Tap, View
 from ..weights import check, write_tensors
 from ..world import all_reduce_sum
 from .augment import seeded
+from .protocol import Subject
 from .supervised import Prepare, Supervised, answers
 
 MIX = 4
@@ -109,7 +110,7 @@ class Classifier(Supervised):
 
 
 @dataclass(frozen=True)
-class TestCrop:
+class CentralCrop:
     """The central square: the shorter side resized to size / share (bicubic), then the middle of `size`."""
 
     size: Size
@@ -155,6 +156,11 @@ def save_classifier(
     write_text(folder / ABOUT, json.dumps(record, indent=1))
 
 
+def start(subject: Subject, from_scratch: bool = False) -> str:
+    """What a classifier was fine-tuned from: the student's weights, its momentum copy's, or start values."""
+    return "start values" if from_scratch else "momentum copy" if subject.momentum else "student"
+
+
 def load_classifier(folder: Path) -> Trained:
     """The classifier that a fine-tuning left in `folder`. ValueError if there is none, or its tensors do not fit."""
     if not (folder / ABOUT).is_file():
@@ -169,7 +175,7 @@ def load_classifier(folder: Path) -> Trained:
     return Trained(
         model.eval(),
         tuple(about["classes"]),
-        TestCrop(size, about["crop_share"]),
+        CentralCrop(size, about["crop_share"]),
         about["precision"],
         about["described"],
     )

@@ -15,7 +15,7 @@ from ..recipe import Recipe
 from ..schedule import Optimization
 from ..world import rank, whole
 from .augment import augment
-from .classifier import Classifier, Mixing, TestCrop, correct, save_classifier
+from .classifier import CentralCrop, Classifier, Mixing, correct, save_classifier, start
 from .protocol import Protocol, Setting, Subject, finish, finished
 from .score import Score, accuracy
 from .supervised import Preempted, train_supervised, working
@@ -92,7 +92,7 @@ class FineTune(Protocol):
             raise ValueError(f"finetune.batch: {self.batch} must be even, as images are mixed in pairs")
         if self.pool == "class" and not subject.recipe.student.num_prefix:
             raise ValueError("finetune.pool: the student has no class token; use finetune.pool=mean")
-        self.start(subject)
+        self.student_of(subject)
         self.plan(setting.open("train"))
 
     @property
@@ -102,14 +102,14 @@ class FineTune(Protocol):
     def plan(self, source: ImageSource) -> Plan:
         return Plan(len(source), self.batch, self.epochs, self.seed, self.precision, self.optimization)
 
-    def start(self, subject: Subject) -> Any:
+    def student_of(self, subject: Subject) -> Any:
         """The student to train, changed as `student` says. ValueError if it cannot be."""
         unknown = [field for field in self.student if field not in type(subject.recipe.student).model_fields]
         if unknown:
             raise ValueError(f"finetune.student: {subject.recipe.student.name} has no {', '.join(unknown)}")
         torch.manual_seed(self.seed)
-        start = subject.recipe.student.build() if self.from_scratch else subject.student
-        return start.adapt(**self.student)
+        begun = subject.recipe.student.build() if self.from_scratch else subject.student
+        return begun.adapt(**self.student)
 
     def measure(self, subject: Subject, setting: Setting) -> list[Score]:
         train, test = setting.open("train"), setting.open("val")
@@ -119,7 +119,7 @@ class FineTune(Protocol):
             return found
         run = setting.run.model_copy(update={"out": folder})
         with working(run) as device:
-            student = self.start(subject)
+            student = self.student_of(subject)
             labels = [train.label(index) for index in range(len(train))]
             mixing = (
                 Mixing(self.mixup, self.cutmix, self.mix_chance, self.switch_chance, self.seed) if self.mixed else None
@@ -127,7 +127,7 @@ class FineTune(Protocol):
             model = Classifier(student, len(train.classes), self.pool, self.init_scale, labels, mixing, self.smoothing)
             size = student.geometry.image
             sampling = augment(size, self.seed, self.crop, self.augment, self.erasing)
-            prepare = TestCrop(size, self.crop_share)
+            prepare = CentralCrop(size, self.crop_share)
             model.freeze_unused(sampling.collate([sampling(train.read(index), 0, index) for index in (0, 1)]))
             count = partial(correct, model, test, prepare, run, device, self.precision, self.batch)
             if self.test_every_epoch:
@@ -140,16 +140,21 @@ class FineTune(Protocol):
             state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
             if rank() == 0:
                 recipe = subject.recipe.model_copy(update={"student": student.config})
-                told = {"pool": self.pool, "crop_share": self.crop_share, "precision": self.precision}
+                told = {
+                    "start": start(subject, self.from_scratch),
+                    "pool": self.pool,
+                    "crop_share": self.crop_share,
+                    "precision": self.precision,
+                }
                 save_classifier(folder, state, recipe, {**told, "described": scores[0].protocol}, train.classes)
                 finish(folder, scores)
         return scores
 
     def _scores(self, counted: tuple[int, int], best: Sequence[float], subject: Subject, images: int) -> list[Score]:
-        start = "start values" if self.from_scratch else f"{subject.recipe.name}'s weights"
+        begun = f"{subject.recipe.name}: {start(subject, self.from_scratch)}"
         policy = self.optimization
         words = (
-            f"{start}; {self.epochs:g} epochs of {images} images in batches of {self.batch}, AdamW {policy.peak(self.batch):g}, "
+            f"{begun}; {self.epochs:g} epochs of {images} images in batches of {self.batch}, AdamW {policy.peak(self.batch):g}, "
             f"layer decay {policy.layer_decay}, {'mean of patch tokens' if self.pool == 'mean' else 'class token'}"
         )
         (right, total), (share, epoch) = counted, best

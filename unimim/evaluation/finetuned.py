@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,18 +11,21 @@ from torch import Tensor
 
 from ..engine.data.sources import ImageSource, open_source
 from ..engine.run import Run
-from .classifier import ABOUT, TestCrop, Trained, load_classifier
+from .classifier import ABOUT, CentralCrop, Trained, load_classifier, start
 from .protocol import Subject
 from .supervised import answers
 
 
 def finetuned(subject: Subject, folder: Path | None) -> Trained:
-    """The classifier in `folder`, or in the newest fine-tuning that is done under the subject's home.
+    """The classifier in `folder`, or in the newest fine-tuning of the subject's weights that is done under its home.
 
     ValueError if there is none.
     """
     if folder is None:
-        done = [path.parent for path in subject.home.glob(f"eval/finetune-*/{ABOUT}")]
+        found = subject.home.glob(f"eval/finetune-*/{ABOUT}")
+        done = [
+            path.parent for path in found if json.loads(path.read_text(encoding="utf-8"))["start"] == start(subject)
+        ]
         if not done:
             command = f"unimim eval {subject.home} --task finetune --data D"
             raise ValueError(f"{subject.home} has no fine-tuned classifier yet; first do: {command}")
@@ -38,6 +42,6 @@ def ask(
     trained: Trained, source: ImageSource, run: Run, batch: int, whole: bool = False
 ) -> Iterator[tuple[list[int], Tensor]]:
     """(indices, logits (b, C)) of a source's readable images. whole: show the central square uncut, not fine-tuning's crop."""
-    prepare = TestCrop(trained.model.student.geometry.image, 1.0) if whole else trained.prepare
+    prepare = CentralCrop(trained.model.student.geometry.image, 1.0) if whole else trained.prepare
     device = torch.device(run.device)
     return answers(trained.model.to(device), source, prepare, run, device, trained.precision, batch)

@@ -17,7 +17,7 @@ from ..schedule import Optimization
 from ..types import Batch, Tap, View
 from ..world import all_reduce_sum, rank
 from .augment import augment
-from .classifier import TestCrop
+from .classifier import CentralCrop
 from .features import Reading
 from .protocol import Protocol, Setting, Subject, finish, finished
 from .score import Score, accuracy
@@ -173,7 +173,7 @@ def _measure(
         if not train_supervised(model, train, sampling, _plan(protocol, len(train)), run, device, title, about):
             raise Preempted
         counts = torch.zeros(len(places) + 1, dtype=torch.float64)
-        prepare = TestCrop(size, share)
+        prepare = CentralCrop(size, share)
         for indices, logits in answers(model, test, prepare, run, device, protocol.precision, protocol.batch):
             wanted = torch.tensor([test.label(index) for index in indices]).unsqueeze(1)
             right = (logits.argmax(1) == wanted).sum(0)

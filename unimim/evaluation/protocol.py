@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,10 @@ class Subject:
     student: Student
     momentum: bool = False
 
+    def about(self) -> dict[str, Any]:
+        """What it is, in plain data."""
+        return {"recipe": self.recipe.name, "hash": self.recipe.hash, "momentum": self.momentum}
+
     def place(self, protocol: Protocol, fingerprint: str) -> Path:
         """The folder for what `protocol` trains from these weights on data of that fingerprint; another one for any other."""
         about = [
@@ -46,6 +51,7 @@ class Subject:
             protocol.model_dump(mode="json"),
             self.recipe.hash,
             _digest(self.folder),
+            self.momentum,
             fingerprint,
         ]
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
@@ -80,7 +86,7 @@ class Setting:
 
     def read(self, subject: Subject, reading: Reading, source: ImageSource) -> Features:
         """Features of the images of a source, as its recipe's precision computes them; read once a command."""
-        key = (subject.folder, reading, source.fingerprint(), len(source), source.name(0))
+        key = (subject.folder, subject.momentum, reading, source.fingerprint(), len(source), source.name(0))
         if key not in self.seen:
             self.say(f"reading features of {len(source)} images by the {reading.of}")
             self.seen[key] = self._features(subject, reading, source)
@@ -107,6 +113,10 @@ class Protocol(Frozen):
     task: ClassVar[str]
     trains: ClassVar[bool] = False
     """Trains by the engine, and so runs in any number of processes."""
+    reads_data: ClassVar[bool] = True
+    """Reads --data."""
+    labelled: ClassVar[bool] = True
+    """Needs a class for each image."""
 
     @classmethod
     def defaults(cls, recipe: Recipe) -> Mapping[str, Any]:
@@ -146,3 +156,11 @@ def finished(folder: Path) -> list[Score]:
 
 def finish(folder: Path, scores: Sequence[Score]) -> None:
     write_text(folder / SCORES, json.dumps([score.data() for score in scores], indent=1))
+
+
+def keep(subject: Subject, measured: Protocol, scores: Sequence[Score], images: Mapping[str, Any]) -> None:
+    """Append scores to eval.jsonl in the subject's home, with the settings and what is told of the images."""
+    about = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **subject.about(), **images}
+    rows = [{**about, **score.data(), "settings": measured.model_dump(mode="json")} for score in scores]
+    with (subject.home / "eval.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)

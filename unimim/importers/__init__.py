@@ -1,4 +1,4 @@
-"""Official checkpoints to unimim weights, and unimim students to timm.
+"""Official checkpoints to unimim weights.
 
 An importer is a class with tables: how to rename the official tensors, and which registered recipe completes what their
 shapes say. A plugin that knows another project's files registers one like any other component:
@@ -55,9 +55,7 @@ _HOME = {
     "swin_encoder": "swin",
     "read_checkpoint": ".foreign",
     "read_weights": ".weights",
-    "export_timm": "timm",
     "convert": "commands",
-    "export": "commands",
 }
 __all__ = [
     "BEIT_ENCODER",
@@ -76,8 +74,6 @@ __all__ = [
     "decoder",
     "decoder_positions",
     "encoder",
-    "export",
-    "export_timm",
     "need",
     "position_index",
     "ratio",
@@ -91,10 +87,9 @@ if TYPE_CHECKING:
     from ..foreign import read_checkpoint
     from ..weights import read_weights
     from .base import UNTOLD, Imported, Importer, need
-    from .commands import convert, export
+    from .commands import convert
     from .mae import DECODER, decoder, decoder_positions
     from .swin import SWIN_ENCODER, SWIN_IGNORED, swin_encoder
-    from .timm import export_timm
     from .vit import (
         BEIT_ENCODER,
         BLOCK,

@@ -1,4 +1,4 @@
-"""What `unimim convert` and `unimim export` do."""
+"""What `unimim convert` does."""
 
 from __future__ import annotations
 
@@ -6,18 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from .. import weights
-from ..axes import Student
-from ..engine.checkpoint import Checkpoints
 from ..foreign import choose, read_parts
-from ..recipe import Recipe, load
-from ..registry import did_you_mean, plugins
+from ..recipe import Recipe
+from ..registry import plugins
 from .base import Importer
-from .timm import export_timm
-
-EXPORTS = {"timm": export_timm}
 
 
 @dataclass(frozen=True)
@@ -45,23 +38,6 @@ class Conversion:
             *(f"note     {note}" for note in self.notes),
         ]
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Export:
-    """What `export` did; as text, its report."""
-
-    source: Path
-    to: str
-    folder: Path
-    difference: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.source} -> {self.folder}\n"
-            f"reloaded in {self.to}: patch features differ by at most {self.difference:.2g}\n"
-            f'load it  timm.create_model("local-dir:{self.folder}", pretrained=True)'
-        )
 
 
 def convert(
@@ -92,26 +68,6 @@ def convert(
     return Conversion(
         path, kind, out, imported.recipe, imported.loaded, imported.ignored, imported.fresh, imported.notes
     )
-
-
-def export(source: Path, to: str, out: Path) -> Export:
-    """The student of a weights folder or a run folder, in the format `to`; written, loaded again and compared."""
-    if to not in EXPORTS:
-        raise ValueError(f"cannot export to {to!r}{did_you_mean(to, EXPORTS)}; formats: {', '.join(EXPORTS)}")
-    return Export(source, to, out, EXPORTS[to](_student(source), out))
-
-
-def _student(source: Path) -> Student:
-    """From a weights folder; from a run folder that is done; or from the newest checkpoint of one that is not."""
-    if (source / "weights").is_dir():
-        return weights.load_student(source / "weights")
-    if not (source / "checkpoints").is_dir():
-        return weights.load_student(source)
-    found = Checkpoints(source / "checkpoints").newest()
-    if found is None:
-        raise ValueError(f"{source} has no checkpoint yet; train it further")
-    tensors = {f"student.{name}": tensor for name, tensor in load_file(found.path / "student.safetensors").items()}
-    return weights.student_of(load(source / "config.yaml"), tensors, found.path)
 
 
 def _sizes(recipe: Recipe) -> str:

@@ -28,14 +28,18 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        batch, length, dim = x.shape
+        mixed = attend(*self.split(x), bias, self.dropout if self.training else 0.0)
+        return self.proj(mixed.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, heads, L, d) of x (B, L, D)."""
+        batch, length, _ = x.shape
         qkv_bias: Tensor | None = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias)
         q, k, v = qkv.view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(q, k, v, bias, self.dropout if self.training else 0.0)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, length, dim))  # type: ignore[no-any-return]
+        return q, k, v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:

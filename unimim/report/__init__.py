@@ -5,13 +5,16 @@ from unimim.report.data import (
     Cost,
     Curve,
     Entry,
+    Figure,
     Panel,
     Picture,
     Provenance,
     Report,
     Score,
+    Series,
     Skipped,
 )
+from unimim.report.figures import shape_bias
 from unimim.report.html import render, write
 from unimim.report.tables import csv, leaderboard, markdown
 from unimim.report.verdict import Verdict, verdict
@@ -21,17 +24,20 @@ __all__ = [
     "Cost",
     "Curve",
     "Entry",
+    "Figure",
     "Panel",
     "Picture",
     "Provenance",
     "Report",
     "Score",
+    "Series",
     "Skipped",
     "Verdict",
     "csv",
     "leaderboard",
     "markdown",
     "render",
+    "shape_bias",
     "verdict",
     "write",
 ]

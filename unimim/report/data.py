@@ -172,6 +172,72 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Series:
+    """Points of one line of a figure, in the order they are joined. Values may be NaN: such points are left out.
+
+    Args:
+        name: as shown.
+        x, y: one of each for every point.
+        intervals: 95 % interval (low, high) of each y, or None; () if none was measured.
+        level: one value on the x axis for the whole series, drawn as a vertical line; None for none.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    intervals: tuple[tuple[float, float] | None, ...] = ()
+    level: float | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.x), len(self.y), len(self.intervals) or len(self.y)}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"series {self.name!r}: {len(self.x)} x, {len(self.y)} y and {len(self.intervals)} intervals; "
+                "give one of each for every point"
+            )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart of points, such as the paper's Figure 2 (lines) or, with `rows`, its Figure 3 (one row a category).
+
+    Args:
+        title: as shown above it.
+        x_label, y_label: what the axes measure, with the unit.
+        series: the lines.
+        rows: names of rows from top to bottom; y of a point is then the number of its row, and points are not joined.
+        x_range: what the x axis shows; None for what the points need.
+        top_label: what the upper edge measures when it is the lower one read backwards, as 1 - x; "" for nothing.
+        note: what a reader must know of how it was measured.
+        paper: what the paper's figure shows, to stand beside it.
+
+    Raises:
+        ValueError: a point lies on a row that is not named.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    rows: tuple[str, ...] = ()
+    x_range: tuple[float, float] | None = None
+    top_label: str = ""
+    note: str = ""
+    paper: str = ""
+
+    def __post_init__(self) -> None:
+        known = range(len(self.rows))
+        lost = [series.name for series in self.series if self.rows and not all(y in known for y in series.y)]
+        if lost:
+            raise ValueError(
+                f"figure {self.title!r}: points of {lost} lie on rows other than 0 to {len(self.rows) - 1}"
+            )
+
+
+@dataclass(frozen=True)
 class Skipped:
     """A recipe that was asked for and has no result, with the reason."""
 
@@ -192,6 +258,7 @@ class Report:
         environment: versions, device, seeds, ... as shown.
         entries: recipes and baselines in any order.
         skipped: recipes without a result.
+        figures: shown beside those that follow from the entries by themselves.
 
     Raises:
         ValueError: two entries share a name.
@@ -205,6 +272,7 @@ class Report:
     environment: Mapping[str, str] = field(default_factory=dict)
     entries: tuple[Entry, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    figures: tuple[Figure, ...] = ()
 
     def __post_init__(self) -> None:
         names = [entry.name for entry in self.entries]

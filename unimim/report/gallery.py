@@ -1,6 +1,6 @@
 """The pictures of a report, arranged in rows that can be compared column by column."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from unimim.report import pictures
@@ -40,8 +40,8 @@ def gallery(report: Report) -> list[tuple[Entry | None, list[Strip]]]:
         groups.insert(0, (None, [panel for panel in entries[0].panels if _identity(panel) in shared]))
     shown = [(entry, panels) for entry, panels in groups if panels]
     uris = pictures.fit((picture for _, panels in shown for panel in panels for picture in panel.images), IMAGE_BUDGET)
-    known = _captions(shown[0][1][-1]) if shared else ()
-    return [(entry, list(_strips(entry, panels, uris, known if entry else ()))) for entry, panels in shown]
+    known = {_captions(panel) for panel in shown[0][1]} if shared else set()
+    return [(entry, list(_strips(entry, panels, uris, known if entry else set()))) for entry, panels in shown]
 
 
 def _captions(panel: Panel) -> tuple[str, ...]:
@@ -57,9 +57,10 @@ def _in_all(key: tuple[object, ...], entries: Sequence[Entry]) -> bool:
 
 
 def _strips(
-    entry: Entry | None, panels: Sequence[Panel], uris: dict[str, str], above: tuple[str, ...]
+    entry: Entry | None, panels: Sequence[Panel], uris: dict[str, str], known: Set[tuple[str, ...]]
 ) -> Iterator[Strip]:
-    """Captions are shown where they differ from the captions `above`."""
+    """Captions are shown the first time they occur."""
+    seen = set(known)
     for panel in panels:
         captions = _captions(panel)
         owner = f"{entry.title}, " if entry else ""
@@ -67,10 +68,10 @@ def _strips(
             Image(
                 uri=uris[pictures.fingerprint(picture)],
                 alt=f"{owner}{panel.title}: {picture.caption or f'image {i + 1}'}",
-                caption="" if captions == above else picture.caption,
+                caption="" if captions in seen else picture.caption,
                 coarse=max(picture.pixels.shape[:2]) < 96,
             )
             for i, picture in enumerate(panel.images)
         )
-        above = captions
+        seen.add(captions)
         yield Strip(panel.title, panel.note, images)

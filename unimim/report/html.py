@@ -18,12 +18,14 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from unimim.report import plots, scales, text
-from unimim.report.data import Axes, Cost, Curve, Entry, Report
+from unimim.report import plots, scales, svg, text
+from unimim.report.data import Axes, Cost, Curve, Entry, Figure, Report
+from unimim.report.effects import AXES, Effect, Gain, effects
+from unimim.report.figures import efforts, maskings
 from unimim.report.gallery import gallery
+from unimim.report.scatter import figure_chart
 from unimim.report.verdict import Estimate, Task, difference, estimate, leads, ordered, ranking, scores, tasks, verdict
 
-_AXES = {"teacher": "T", "norm": "N", "student": "S", "head": "H", "loss": "L"}
 _STATUS = {
     "clear": "Clear difference",
     "one seed": "One seed",
@@ -49,8 +51,12 @@ def render(report: Report) -> str:
         relative=_relative_chart(report.recipes, colors),
         losses=[_losses(entry, colors[entry.name]) for entry in report.recipes if entry.curves],
         bars=[(task, _task_chart(report, task, colors)) for task in columns],
+        efforts=_charts(efforts(report)),
         gallery=gallery(report),
-        costs=_costs(report),
+        effects=[_effect(effect, columns) for effect in effects(report)],
+        figures=_charts([*maskings(report), *report.figures]),
+        costs=[entry for entry in report.entries if entry.cost is not None],
+        cost_bars=_cost_bars(report, colors),
         no_cost=Cost(),
         configs=[entry for entry in report.entries if entry.config_yaml or entry.provenance],
         colors=colors,
@@ -103,13 +109,14 @@ def _template() -> Template:
     )
     formats = (
         text.number,
+        text.signed,
         text.interval,
         text.count,
         text.duration,
         text.memory,
         text.rate,
         text.clean_line,
-        plots.color,
+        svg.color,
     )
     environment.filters |= {function.__name__: function for function in formats}
     environment.filters |= {"csp_hash": _csp_hash, "sort_key": _sort_key}
@@ -167,7 +174,7 @@ def _chips(own: Axes | None, everyone: Sequence[Axes]) -> tuple[tuple[str, str, 
         return ()
     others = [asdict(axes) for axes in everyone]
     return tuple(
-        (_AXES[axis], axis, value, len(others) > 1 and all(other[axis] == value for other in others))
+        (AXES[axis], axis, value, len(others) > 1 and all(other[axis] == value for other in others))
         for axis, value in asdict(own).items()
     )
 
@@ -234,15 +241,29 @@ def _task_chart(report: Report, task: Task, colors: dict[str, int]) -> Markup | 
     return plots.bar_chart(bars, label=label, unit=task.unit) if bars else None
 
 
-def _costs(report: Report) -> list[tuple[Entry, float, float]]:
-    """Entries with a cost, and their wall time and peak memory as shares (0 to 1) of the largest."""
-    found = [(entry, entry.cost) for entry in report.entries if entry.cost is not None]
+def _charts(figures: Sequence[Figure]) -> list[tuple[Figure, Markup]]:
+    return [(figure, figure_chart(figure)) for figure in figures]
 
-    def shares(values: list[float | None]) -> list[float]:
-        known = [value if value is not None and np.isfinite(value) and value > 0 else 0.0 for value in values]
-        largest = max(known, default=0.0) or 1.0
-        return [value / largest for value in known]
 
-    seconds = shares([cost.seconds for _, cost in found])
-    memory = shares([cost.peak_memory_mb for _, cost in found])
-    return [(entry, time, peak) for (entry, _), time, peak in zip(found, seconds, memory, strict=True)]
+def _effect(effect: Effect, columns: Sequence[Task]) -> tuple[Effect, str, list[Gain | None]]:
+    """An effect, the letter of its axis, and its gain at each task of `columns`."""
+    gains = {gain.task: gain for gain in effect.gains}
+    return effect, AXES[effect.axis], [gains.get(task) for task in columns]
+
+
+def _cost_bars(report: Report, colors: dict[str, int]) -> list[tuple[str, str, Markup]]:
+    """What was spent, its unit, and a bar for each recipe; quantities that no recipe measured are left out."""
+    spent = [(entry, entry.cost) for entry in report.entries if entry.cost is not None]
+    quantities: dict[tuple[str, str], list[float | None]] = {
+        ("Time", "minutes"): [None if cost.seconds is None else cost.seconds / 60 for _, cost in spent],
+        ("Throughput", "images/s"): [cost.images_per_second for _, cost in spent],
+        ("Peak memory", "MB"): [cost.peak_memory_mb for _, cost in spent],
+    }
+    charts = []
+    for (name, unit), values in quantities.items():
+        known = [(entry, x) for (entry, _), x in zip(spent, values, strict=True) if x and 0 < x < 1e12]
+        bars = [plots.Bar(entry.title, float(f"{x:.3g}"), None, color=colors.get(entry.name)) for entry, x in known]
+        if bars:
+            label = f"{name} in {unit} of " + text.join([f"{bar.label} {text.number(bar.value, '')}" for bar in bars])
+            charts.append((name, unit, plots.bar_chart(bars, label=label, unit=unit, width=400)))
+    return charts

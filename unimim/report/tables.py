@@ -1,7 +1,6 @@
 """The leaderboard for the terminal, for Markdown and for CSV."""
 
 import math
-import re
 from csv import writer
 from io import StringIO
 
@@ -59,15 +58,10 @@ def markdown(report: Report) -> str:
     """The verdict and the leaderboard in GitHub's Markdown."""
     header = _header(report)
     rule = ["---"] * (1 + len(_AXES)) + ["---:"] * (len(header) - 1 - len(_AXES))
-    lines = [[_escape(word) for word in header], rule]
-    lines += [[_escape(word) for word in _line(report, entry)] for entry in ordered(report)]
+    lines = [[text.escape_markdown(word) for word in header], rule]
+    lines += [[text.escape_markdown(word) for word in _line(report, entry)] for entry in ordered(report)]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{_escape(text.clean_line(verdict(report).headline))}\n\n{table}\n"
-
-
-def _escape(word: str) -> str:
-    marked = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", word.replace("&", "&amp;").replace("<", "&lt;"))
-    return marked.replace(">", "&gt;")
+    return f"{text.escape_markdown(text.clean_line(verdict(report).headline))}\n\n{table}\n"
 
 
 def csv(report: Report) -> str:

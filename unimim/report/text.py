@@ -22,6 +22,12 @@ def clean_line(text: str) -> str:
     return " ".join(re.split(r"[^\S\u00a0\u202f]+", clean(text))).strip()
 
 
+def escape_markdown(word: str) -> str:
+    """A line that Markdown shows as it stands, in a table too."""
+    marked = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", word.replace("&", "&amp;").replace("<", "&lt;"))
+    return marked.replace(">", "&gt;")
+
+
 def shorten(text: str, length: int) -> str:
     """At most `length` characters, the last one an ellipsis if something was cut."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
@@ -33,6 +39,12 @@ def number(value: float, unit: str = "%") -> str:
         return MISSING
     text = f"{value:.1f}" if unit == "%" else f"{value:.4g}"
     return text.replace("-", "−")
+
+
+def signed(value: float, unit: str = "%") -> str:
+    """A difference without its unit, with its sign; one that rounds to zero has none."""
+    shown = number(value, unit)
+    return f"+{shown}" if value > 0 and shown.strip("0.") else shown
 
 
 def with_unit(value: float, unit: str) -> str:

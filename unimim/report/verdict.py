@@ -54,6 +54,11 @@ class Difference:
         return self.interval is not None and self.interval[0] > 0
 
     @property
+    def is_off_zero(self) -> bool:
+        """Whether the interval leaves zero out, on either side."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+    @property
     def size(self) -> str:
         """Without sign and interval, e.g. "3.1 points"."""
         points = "points" if self.unit == "%" else self.unit
@@ -220,5 +225,5 @@ def _left_out(report: Report, ranked: list[tuple[Entry, Estimate]]) -> list[str]
     scored = {entry.name for entry, _ in ranked}
     unscored = [entry.title for entry in report.recipes if entry.name not in scored]
     skipped = [skipped.name for skipped in report.skipped]
-    remarks = [f"Skipped, with reasons in section 7: {text.join(skipped)}."] if skipped else []
+    remarks = [f"Skipped, with reasons in section 8: {text.join(skipped)}."] if skipped else []
     return [*remarks, f"Left out for want of a score: {text.join(unscored)}."] if ranked and unscored else remarks

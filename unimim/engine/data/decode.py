@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -62,19 +63,48 @@ def decode(data: bytes, name: str) -> torch.Tensor:
         BadImage: the file is empty, damaged, cut, not an image, of more than MAX_PIXELS (found in its header, before
             any pixel is decoded), or has values without a meaning as brightness (NaN, infinite, negative).
     """
+    return _opened(data, name, _FORMATS, from_pillow)
+
+
+def decode_ids(data: bytes, name: str) -> torch.Tensor:
+    """Decode a PNG of class ids: the values as they are, a palette's colours being no more than decoration.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        BadImage: as `decode`, and when the file has colours (or transparency) instead of one number a pixel, or a number
+            above 255.
+    """
+    return _opened(data, name, ("PNG",), _ids)
+
+
+def _ids(image: Image.Image, name: str) -> torch.Tensor:
+    if image.mode not in ("L", "P", "1", "I", "I;16"):
+        raise BadImage(name, f"a {image.mode} image, not one class id a pixel: save the ids as a PNG of one channel")
+    values = np.asarray(image)
+    if values.max() > 255:
+        raise BadImage(name, f"holds the class id {values.max()}, more than 255: renumber the classes")
+    return torch.from_numpy(values.astype(np.uint8))
+
+
+def _opened(
+    data: bytes, name: str, formats: tuple[str, ...], read: Callable[[Image.Image, str], torch.Tensor]
+) -> torch.Tensor:
+    """What `read` makes of an image file, every failure a BadImage."""
     if not data:
         raise BadImage(name, "the file is empty: copy it again or remove it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about size and odd metadata: we judge both ourselves
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=formats) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise BadImage(name, _too_large(f"{image.width} x {image.height} pixels"))
-                return from_pillow(image, name)
+                return read(image, name)
     except BadImage:
         raise
     except UnidentifiedImageError:
-        kinds = ", ".join(_FORMATS)
+        kinds = ", ".join(formats)
         raise BadImage(name, f"not an image that can be read ({kinds}): convert it or remove it") from None
     except Image.DecompressionBombError as error:  # Pillow's own limit, three times ours, is met before our check
         raise BadImage(name, _too_large(str(error))) from None

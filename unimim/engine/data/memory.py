@@ -37,7 +37,7 @@ class _Memory:
         self.classes = source.classes
         self._source = source
         self._bad: dict[int, str] = {}
-        self._sides = np.zeros((len(source), 2), np.int64)
+        self._shapes = np.zeros((len(source), 3), np.int64)
         pixels = bytearray()
         for index in range(len(source)):
             try:
@@ -45,10 +45,10 @@ class _Memory:
             except BadImage as bad:
                 self._bad[index] = bad.reason
                 continue
-            self._sides[index] = image.shape[1:]
+            self._shapes[index] = image.shape
             pixels += image.permute(1, 2, 0).numpy().tobytes()
             _check_memory(len(pixels))
-        self._ends = np.cumsum([0, *3 * self._sides.prod(1)])
+        self._ends = np.cumsum([0, *self._shapes.prod(1)])
         self._pixels = torch.frombuffer(pixels or bytearray(1), dtype=torch.uint8)
 
     def __len__(self) -> int:
@@ -60,8 +60,9 @@ class _Memory:
     def read(self, index: int) -> torch.Tensor:
         if index in self._bad:
             raise BadImage(self.name(index), self._bad[index])
-        height, width = self._sides[index].tolist()
-        return self._pixels[self._ends[index] : self._ends[index + 1]].view(height, width, 3).permute(2, 0, 1).clone()
+        channels, height, width = self._shapes[index].tolist()
+        pixels = self._pixels[self._ends[index] : self._ends[index + 1]].view(height, width, channels)
+        return pixels.permute(2, 0, 1).clone()
 
     def label(self, index: int) -> int:
         return self._source.label(index)

@@ -11,21 +11,8 @@ import timm
 import torch
 
 from unimim import View
-from unimim.importers import export_timm
-from unimim.importers import timm as exporter
-from unimim.students.vit import ViT
-
-BASE = {"image_size": 32, "patch_size": 8, "dim": 32, "depth": 2, "num_heads": 4}
-
-
-def student(**config: Any) -> ViT:
-    torch.manual_seed(0)
-    built = ViT.Config.model_validate({**BASE, **config}).build()
-    assert isinstance(built, ViT)
-    for parameter in built.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return built
-
+from unimim.exporters import timm as exporter
+from unimim.exporters.timm import export_timm
 
 STUDENTS: dict[str, dict[str, Any]] = {
     "mae": {"positions": "sincos", "masking": "drop"},
@@ -51,10 +38,21 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", STUDENTS)
-def test_the_timm_model_is_the_student(tmp_path: Path, name: str) -> None:
-    ours = student(**STUDENTS[name])
-    difference = export_timm(ours, tmp_path)
+SWINS: dict[str, dict[str, Any]] = {
+    "swin": {},
+    "swin_drop": {"masking": "drop"},
+    "swin_wide_window": {"window": 16},
+    "swin_not_square": {"image_size": [32, 64], "window": 4},
+    "swin_gray": {"channels": 1, "mean": [0.4], "std": [0.2], "mlp_ratio": 2},
+    "swin_one_stage": {"depths": [3], "num_heads": [2]},
+}
+
+
+@pytest.mark.parametrize("name", [*STUDENTS, *SWINS])
+def test_the_timm_model_is_the_student(trained: Any, tmp_path: Path, name: str) -> None:
+    made = trained("swin", **SWINS[name]) if name in SWINS else trained(**STUDENTS[name])
+    ours = made.student
+    difference = export_timm(made, tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     data = timm.data.resolve_model_data_config(model)
     images = torch.rand(3, ours.config.channels, *ours.geometry.image)
@@ -63,43 +61,48 @@ def test_the_timm_model_is_the_student(tmp_path: Path, name: str) -> None:
         seen, encoded = model.forward_features(pixels), ours.eval()(View(images))
     own = torch.cat([encoded.prefix, encoded.tokens], 1)
     assert own.abs().max() > 0.5
+    if name in SWINS:
+        seen = seen.flatten(1, 2)
     torch.testing.assert_close(seen, own, rtol=0, atol=1e-5 * float(own.abs().max()))
     assert difference < 1e-4
-    assert type(model).__name__ == (
-        "Beit" if "beit" in json.loads((tmp_path / "config.json").read_text())["architecture"] else "VisionTransformer"
-    )
+    architecture = json.loads((tmp_path / "config.json").read_text())["architecture"]
+    classes = {"beit": "Beit", "vit": "VisionTransformer", "swin": "SwinTransformer"}
+    assert type(model).__name__ == classes[architecture.partition("_")[0]]
 
 
-def test_exported_models_can_be_fine_tuned(tmp_path: Path) -> None:
+def test_exported_models_can_be_fine_tuned(trained: Any, tmp_path: Path) -> None:
     """With a new classifier on the class token or on mean patches, as timm users make them."""
-    for name, pool in (("mae", "token"), ("mae", "avg"), ("beit", "avg")):
-        export_timm(student(**STUDENTS[name]), tmp_path / name)
+    for name, pool in (("mae", "token"), ("mae", "avg"), ("beit", "avg"), ("swin", "avg")):
+        export_timm(trained("swin") if name == "swin" else trained(**STUDENTS[name]), tmp_path / name)
         model = timm.create_model(f"local-dir:{tmp_path / name}", pretrained=True, num_classes=5, global_pool=pool)
         assert model(torch.rand(2, 3, 32, 32)).shape == (2, 5)
 
 
-def test_a_student_in_training_stays_in_training(tmp_path: Path) -> None:
-    ours = student(drop_path=0.5, attention_dropout=0.5).train()
-    assert export_timm(ours, tmp_path) < 1e-4
-    assert ours.training
+def test_a_student_in_training_stays_in_training(trained: Any, tmp_path: Path) -> None:
+    made = trained(drop_path=0.5, attention_dropout=0.5)
+    made.student.train()
+    assert export_timm(made, tmp_path) < 1e-4
+    assert made.student.training
 
 
 @pytest.mark.parametrize(
-    ("config", "field"),
+    ("name", "config", "field"),
     [
-        ({"eps": 1e-5}, "student.eps: 1e-05"),
-        ({"relative_positions": "shared", "class_token": False}, "student.class_token"),
-        ({"qkv_bias": "qv", "num_registers": 1}, "student.num_registers: 1"),
-        ({"relative_positions": "per_block", "final_norm": False}, "student.final_norm"),
+        ("vit", {"eps": 1e-5}, "student.eps: 1e-05"),
+        ("vit", {"relative_positions": "shared", "class_token": False}, "student.class_token"),
+        ("vit", {"qkv_bias": "qv", "num_registers": 1}, "student.num_registers: 1"),
+        ("vit", {"relative_positions": "per_block", "final_norm": False}, "student.final_norm"),
+        ("swin", {"eps": 1e-6}, "student.eps: 1e-06"),
+        ("swin", {"image_size": [16, 32], "window": 4}, "student.image_size"),
     ],
 )
-def test_what_timm_cannot_express(tmp_path: Path, config: dict[str, Any], field: str) -> None:
-    with pytest.raises(ValueError, match=rf"timm has no such model: {field}"):
-        export_timm(student(**config), tmp_path / "out")
+def test_what_timm_cannot_express(trained: Any, tmp_path: Path, name: str, config: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValueError, match=rf"timm has no such model: {field}.*Use --to torch"):
+        export_timm(trained(name, **config), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_differs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_differs_is_an_error(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Had timm another layer scale than ours, the comparison would say so."""
     renamed = exporter._shared
 
@@ -108,4 +111,4 @@ def test_a_model_that_differs_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(exporter, "_shared", wrong)
     with pytest.raises(ValueError, match=r"differs from the student by .*; do not use it"):
-        export_timm(student(**STUDENTS["layer_scale"]), tmp_path)
+        export_timm(trained(**STUDENTS["layer_scale"]), tmp_path)
