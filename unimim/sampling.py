@@ -61,7 +61,7 @@ class Sampling:
         return Sample(index, views, *tensors)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        views = {name: _stack([sample.views[name] for sample in samples]) for name in samples[0].views}
+        views = {name: stack([sample.views[name] for sample in samples]) for name in samples[0].views}
         masks = {}
         for view, count in self.counts.items():
             folds = [Mask.from_hidden(fold, count) for fold in _folds([sample.hidden[view] for sample in samples])]
@@ -83,7 +83,8 @@ def _folds(drawn: Sequence[Tensor]) -> Tensor:
     return torch.stack([*drawn], 1)
 
 
-def _stack(views: Sequence[View]) -> View:
+def stack(views: Sequence[View]) -> View:
+    """Views of single images as one view of them all."""
     first = views[0]
     return View(
         torch.cat([view.image for view in views]),

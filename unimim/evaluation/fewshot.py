@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -70,7 +71,7 @@ class FewShot(Protocol):
                     share = self.accuracy(_first(train, max(self.k), k), test, k, standard, setting.run.device)
                     found.setdefault((k, standard), []).append(100 * share)
         scores = [
-            mean_over_seeds(self.task, values, self._words(test, k, standard), _metric(k, standard))
+            mean_over_seeds(self.task, values, self._words(test, k, standard), test.metric(_metric(k, standard)))
             for (k, standard), values in found.items()
         ]
         finish(folder, scores)
@@ -129,7 +130,7 @@ def _labels(source: ImageSource) -> list[int]:
 def _first(train: Features, most: int, k: int) -> Features:
     """The first k of each class's run of `most`."""
     keep = torch.arange(len(train.labels)) % most < k
-    return Features(train.values[keep], train.labels[keep], train.described)
+    return replace(train, values=train.values[keep], labels=train.labels[keep])
 
 
 def _metric(k: int, standard: bool) -> str:

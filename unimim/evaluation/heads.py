@@ -102,6 +102,8 @@ class LinearMAE(Protocol):
         return {"features": {"pool": pool}, "epochs": epochs, "precision": recipe.precision, **small}
 
     def check(self, subject: Subject, setting: Setting) -> None:
+        if self.features.of == "teacher":
+            raise ValueError("linear-mae.features.of=teacher: it trains on the student; use linear for the teacher")
         self.features.check(subject.recipe)
         _plan(self, len(setting.open("train")))
 

@@ -43,8 +43,8 @@ def _scores(train: Features, test: Features, counts: tuple[int, ...], temperatur
         hit = best == test.labels.unsqueeze(1)
         words, more = f"{train.described}; k = {k}, T = {temperature}, cosine", f", k = {k}" if place else ""
         scores += [
-            accuracy("k-NN", int(hit[:, 0].sum()), len(hit), words, f"top-1{more}"),
-            accuracy("k-NN", int(hit.any(1).sum()), len(hit), words, f"top-5{more}"),
+            accuracy("k-NN", int(hit[:, 0].sum()), len(hit), words, train.metric(f"top-1{more}")),
+            accuracy("k-NN", int(hit.any(1).sum()), len(hit), words, train.metric(f"top-5{more}")),
         ]
     return scores
 

@@ -57,7 +57,7 @@ def linear_probe(train: Features, test: Features, seed: int = 0) -> Score:
     layer = fit_logistic(x, train.labels, num_classes, best)
     correct = int((layer(x_test).argmax(1) == test.labels).sum())
     protocol = f"{train.described}, standardized; logistic regression, L2 penalty chosen on a held-out tenth"
-    return accuracy("linear", correct, len(test.labels), protocol)
+    return accuracy("linear", correct, len(test.labels), protocol, train.metric("top-1"))
 
 
 class Linear(Protocol):

@@ -21,7 +21,7 @@ from ..engine.data.sources import ImageSource, Split, in_memory, open_source
 from ..engine.run import Run
 from ..recipe import Recipe, override
 from ..schedule import Frozen
-from .features import Features, Reading, student_features
+from .features import Features, Reading, student_features, teacher_features
 from .score import Score, score_of
 from .sources import spread
 
@@ -88,12 +88,16 @@ class Setting:
         """Features of the images of a source, as its recipe's precision computes them; read once a command."""
         key = (subject.folder, subject.momentum, reading, source.fingerprint(), len(source), source.name(0))
         if key not in self.seen:
-            self.say(f"reading features of {len(source)} images")
-            precision = subject.recipe.precision
-            self.seen[key] = student_features(
-                subject.student, source, reading.pool, reading.block, self.run.device, precision
-            )
+            self.say(f"reading features of {len(source)} images by the {reading.of}")
+            self.seen[key] = self._features(subject, reading, source)
         return self.seen[key]
+
+    def _features(self, subject: Subject, reading: Reading, source: ImageSource) -> Features:
+        device, precision = self.run.device, subject.recipe.precision
+        if reading.of == "student":
+            return student_features(subject.student, source, reading.pool, reading.block, device, precision)
+        teacher = next(iter(weights.load(subject.folder).terms.values())).teacher[0]
+        return teacher_features(teacher, subject.student.geometry.image, source, device, precision)
 
     def open(self, split: Split) -> ImageSource:
         """One split of the labelled images. ValueError if they have no labels."""
