@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unimim.report import Cost, Figure, Provenance, Series, render, shape_bias
+from unimim.report import Cost, Figure, Provenance, Score, Series, render, shape_bias
 from unimim.report.effects import axis_of, effects, hedges
-from unimim.report.figures import efforts, maskings
+from unimim.report.figures import efforts, maskings, shape_biases
 from unimim.report.scatter import figure_chart
 from unimim.report.verdict import Estimate
 
@@ -145,3 +145,13 @@ def test_figures_stand_on_the_page_with_what_the_paper_shows_said_once(recipe, c
     assert page.count("16 classes") == 2
     assert page.count("moves the student towards shape") == 1
     assert 'aria-label="Shape bias by category: ' in page
+
+
+def test_scores_of_shape_bias_become_the_papers_figure(recipe, comparison):
+    scores = [Score("shape-bias", metric, value) for metric, value in (("shape bias", 40.0), ("shape bias, cat", 30.0))]
+    others = [Score("shape-bias", "shape bias of people", 95.0), Score("shape-bias", "shape bias of people, cat", 90.0)]
+    (figure,) = shape_biases(comparison(recipe("a", *scores, *others)))
+    assert figure.rows == ("cat",)
+    levels = {series.name: (series.level, series.x) for series in figure.series}
+    assert levels == {"A": (0.6, (0.7,)), "A of people": (pytest.approx(0.05), (pytest.approx(0.1),))}
+    assert shape_biases(comparison(recipe("a", Score("linear", "top-1", 3.0)))) == []

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from unimim.report.data import Entry, Figure, Report, Series
 from unimim.report.effects import axis_of, settings
@@ -97,6 +98,19 @@ def shape_bias(subjects: Mapping[str, Mapping[str, float]], pooled: Mapping[str,
         note=note,
         paper=FIGURE_3,
     )
+
+
+def shape_biases(report: Report) -> list[Figure]:
+    """The paper's Figure 3, from the scores that `unimim eval --task shape-bias` gives, means over seeds; none without."""
+    subjects: dict[str, dict[str, list[float]]] = {}
+    for entry in report.recipes:
+        for score in entry.scores:
+            if score.task == "shape-bias":
+                of, _, category = score.metric.removeprefix("shape bias").partition(", ")
+                subjects.setdefault(entry.title + of, {}).setdefault(category, []).append(score.value / 100)
+    means = {name: {row: fmean(values) for row, values in found.items()} for name, found in subjects.items()}
+    pooled = {name: rows.pop("", math.nan) for name, rows in means.items()}
+    return [shape_bias(means, pooled)] if means else []
 
 
 def _line(entries: Sequence[Entry], x: Mapping[str, float], task: Task, name: str = "") -> Series:

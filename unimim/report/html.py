@@ -21,7 +21,7 @@ from markupsafe import Markup
 from unimim.report import plots, scales, svg, text
 from unimim.report.data import Axes, Cost, Curve, Entry, Figure, Report
 from unimim.report.effects import AXES, Effect, Gain, effects
-from unimim.report.figures import efforts, maskings
+from unimim.report.figures import efforts, maskings, shape_biases
 from unimim.report.gallery import gallery
 from unimim.report.scatter import figure_chart
 from unimim.report.verdict import (
@@ -66,7 +66,7 @@ def render(report: Report) -> str:
         efforts=_charts(efforts(report)),
         gallery=gallery(report),
         effects=[_effect(effect, headlines(columns)) for effect in effects(report)],
-        figures=_charts([*maskings(report), *report.figures]),
+        figures=_charts([*maskings(report), *shape_biases(report), *report.figures]),
         costs=[entry for entry in report.entries if entry.cost is not None],
         cost_bars=_cost_bars(report, colors),
         no_cost=Cost(),
