@@ -31,15 +31,15 @@ def votes(train: Features, test: Tensor, num_classes: int, k: int, temperature: 
 
 def knn(train: Features, test: Features, k: int = 20, temperature: float = 0.07) -> Score:
     """Top-1 of the weighted vote."""
-    return _scores(train, test, (k,), temperature)[0]
+    return knn_scores(train, test, (k,), temperature)[0]
 
 
-def _scores(train: Features, test: Features, counts: tuple[int, ...], temperature: float) -> list[Score]:
-    """Top-1 and top-5 for every k; the first k is not named in the metric."""
+def knn_scores(train: Features, test: Features, counts: tuple[int, ...], temperature: float) -> list[Score]:
+    """Top-1 and top-5 for every k (of at most k classes, as DINO counts); the first k is not named in the metric."""
     num_classes = int(max(train.labels.max(), test.labels.max())) + 1
     scores = []
     for place, k in enumerate(counts):
-        best = votes(train, test.values, num_classes, k, temperature).topk(min(5, num_classes), dim=1).indices
+        best = votes(train, test.values, num_classes, k, temperature).sort(1, descending=True).indices[:, : min(5, k)]
         hit = best == test.labels.unsqueeze(1)
         words, more = f"{train.described}; k = {k}, T = {temperature}, cosine", f", k = {k}" if place else ""
         scores += [
@@ -62,4 +62,4 @@ class KNN(Protocol):
         self.features.check(subject.recipe)
 
     def measure(self, subject: Subject, setting: Setting) -> list[Score]:
-        return _scores(*setting.features(subject, self.features), self.k, self.temperature)
+        return knn_scores(*setting.features(subject, self.features), self.k, self.temperature)
