@@ -67,9 +67,9 @@ def test_a_run_that_cannot_be_is_named_before_anything_starts(tmp_path: Path) ->
     text = FILE.replace("L1: loss=l1", "L1: loss=nonsense").replace("[linear, ", "[lineer, ") % ""
     with pytest.raises(ValueError, match=r"L2: measure: unknown task 'lineer'.*\n(.*\n)*.*nonsense"):
         sweeping(tmp_path, text).tasks()
-    with pytest.raises(ValueError, match="seeds: Input should be greater than or equal to 1, got 0"):
+    with pytest.raises(ValueError, match="seeds: input should be greater than or equal to 1, got 0"):
         sweeping(tmp_path, (FILE % "").replace("seeds: 2", "seeds: 0"))
-    with pytest.raises(ValueError, match="quesiton: Extra inputs are not permitted"):
+    with pytest.raises(ValueError, match="quesiton: no such setting, did you mean 'question'"):
         sweeping(tmp_path, (FILE % "").replace("question", "quesiton"))
 
 

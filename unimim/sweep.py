@@ -23,7 +23,7 @@ from . import weights
 from .engine.folder import only_writer
 from .engine.run import Run
 from .evaluation import PROTOCOLS, protocol_of
-from .evaluation.protocol import Protocol, Setting, Subject, keep
+from .evaluation.protocol import Protocol, Setting, Subject, explained, keep
 from .evaluation.score import mean_over_seeds
 from .evaluation.supervised import Preempted
 from .plain import read_yaml
@@ -94,8 +94,7 @@ def read(path: Path) -> Sweep:
     try:
         return Sweep.model_validate(read_yaml(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()]
-        raise ValueError(f"{path}: " + "\n".join(lines)) from None
+        raise ValueError(f"{path}: " + "\n".join(explained(error, Sweep))) from None
 
 
 @dataclass(frozen=True)

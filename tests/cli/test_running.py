@@ -262,13 +262,13 @@ def test_eval_reports_every_problem_at_once(unimim: Unimim, trained: Path, tmp_p
     assert ran.err.splitlines()[1].startswith(
         "  --task: unknown task 'lineer', did you mean 'linear'?; tasks: knn, linear,"
     )
-    assert "  knn.features.pool: Input should be 'mean' or 'class', got 'max'" in ran.err
+    assert "  knn.features.pool: input should be 'mean' or 'class', got 'max'" in ran.err
     assert f"  --data: {flat} has no labels, which the probes need; put the images into folders by class" in ran.err
-    ran = unimim("eval", trained, "--data", "shapes", "--block", 3, "knn.k=[5]", "linear.rate=3", "fewshot.k=[2]")
+    ran = unimim("eval", trained, "--data", "shapes", "--block", 3, "knn.k=[5]", "linear.pace=3", "fewshot.k=[2]")
     assert ran.err.splitlines() == [
         "error: 3 problems",
         "  fewshot.k=[2]: changes begin with a task of this command: knn.KEY=VALUE, linear.KEY=VALUE",
-        "  linear.rate: Extra inputs are not permitted, got 3",
+        "  linear.pace: no such setting",
         "  --block: the student has blocks 0 to 0, not 3",
     ]
     (tmp_path / "run.json").write_text("{}")

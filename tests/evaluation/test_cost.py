@@ -89,7 +89,7 @@ def test_scores_say_what_they_are(cost: Cost) -> None:
     assert all("batch 8, fp32, cpu, 1 threads" in score.protocol for score in found.values())
     settings = protocol_of("cost").of(toys.recipe(), ("batch=4",))
     assert settings.model_dump() == {"batch": 4, "steps": 20}
-    with pytest.raises(ValueError, match=r"cost\.steps: Input should be greater than or equal to 2, got 1"):
+    with pytest.raises(ValueError, match=r"cost\.steps: input should be greater than or equal to 2, got 1"):
         protocol_of("cost").of(toys.recipe(), ("steps=1",))
 
 

@@ -139,7 +139,7 @@ def test_what_cannot_be_finetuned_is_refused_before_it_starts(tmp_path: Path) ->
         FineTune.of(measured.recipe, ("batch=10", "student.depht=3")).check(measured, how)
     with pytest.raises(ValueError, match=r"its weights cannot follow drop_path=0\.1, depth=3"):
         FineTune.of(measured.recipe, ("batch=10", "student.depth=3")).check(measured, how)
-    with pytest.raises(ValueError, match=r"finetune\.epochs: Input should be greater than 0"):
+    with pytest.raises(ValueError, match=r"finetune\.epochs: input should be greater than 0"):
         FineTune.of(measured.recipe, ("epochs=0",))
     with pytest.raises(ValueError, match="40 training images make no batch"):
         FineTune.of(measured.recipe, ("batch=64",)).check(measured, how)

@@ -20,6 +20,7 @@ from ..engine.checkpoint import write_text
 from ..engine.data.sources import ImageSource, Split, in_memory, open_source
 from ..engine.run import Run
 from ..recipe import Recipe, override
+from ..registry import did_you_mean
 from ..schedule import Frozen
 from .features import Features, Reading, student_features, teacher_features
 from .score import Score, score_of
@@ -107,6 +108,19 @@ class Setting:
         return in_memory(source) if self.cached else source
 
 
+def explained(error: ValidationError, model: type[Frozen], prefix: str = "") -> list[str]:
+    """What is wrong with the values for `model`, a line each: the field, the reason, what was given."""
+    lines = []
+    for item in error.errors():
+        place = f"{prefix}{'.'.join(map(str, item['loc']))}"
+        if item["type"] == "extra_forbidden":
+            near = did_you_mean(str(item["loc"][-1]), model.model_fields) if len(item["loc"]) == 1 else ""
+            lines.append(f"{place}: no such setting{near}")
+        else:
+            lines.append(f"{place}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r:.80}")
+    return lines
+
+
 class Protocol(Frozen):
     """A measurement, `--task` of `unimim eval`. Its fields are all that may change the result."""
 
@@ -130,10 +144,7 @@ class Protocol(Frozen):
             base = cls.model_validate(dict(cls.defaults(recipe)))
             return cls.model_validate(override(base.model_dump(mode="json"), assignments))
         except ValidationError as error:
-            lines = [
-                f"{cls.task}.{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()
-            ]
-            raise ValueError("\n".join(lines)) from None
+            raise ValueError("\n".join(explained(error, cls, f"{cls.task}."))) from None
 
     def check(self, subject: Subject, setting: Setting) -> None:
         """ValueError for what cannot be measured, before anything is started."""
