@@ -21,7 +21,8 @@ def test_finetuning_in_two_processes_and_in_one(tmp_path: Path) -> None:
     how = setting(tmp_path / "one")
     scores = FineTune.of(one.recipe, PLAIN).measure(one, how)
     changes = [f"finetune.{change}" for change in PLAIN]
-    command = ["eval", str(two.home), *changes, "run.log_every=1", "--task", "finetune", "--data", how.data]
+    changes += ["linear-beit.epochs=1", "linear-beit.batch=20"]
+    command = ["eval", str(two.home), *changes, "run.log_every=1", "--task", "finetune,linear-beit", "--data", how.data]
     command += ["--procs", "2", "--workers", "0", "--device", "cpu"]
     subprocess.run([sys.executable, "-m", "unimim", *command], check=True, capture_output=True)
     rows = [
@@ -33,4 +34,5 @@ def test_finetuning_in_two_processes_and_in_one(tmp_path: Path) -> None:
         assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=2e-4)
         assert shared.get("test") == alone.get("test")
     kept = [json.loads(line) for line in (two.home / "eval.jsonl").read_text().splitlines()]
-    assert [row["value"] for row in kept] == [score.value for score in scores]
+    assert [row["value"] for row in kept if row["task"] == "finetune"] == [score.value for score in scores]
+    assert any(row["task"] == "linear-beit" for row in kept), "a second task in the same processes"

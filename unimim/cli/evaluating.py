@@ -101,12 +101,14 @@ def _measure(
     chosen: Sequence[Protocol], subject: Subject, setting: Setting, images: dict[str, Any], as_json: bool
 ) -> None:
     """Each score is kept as soon as it is there."""
+    from ..engine.distributed import process_group
     from ..evaluation.protocol import keep
     from ..evaluation.supervised import Preempted
 
     first, scores = os.environ.get("RANK", "0") == "0", []
     try:
-        with run_errors(f"what is measured stays; {AGAIN}"):
+        # One group for all tasks: processes cannot meet twice in the same place.
+        with run_errors(f"what is measured stays; {AGAIN}"), process_group(setting.run):
             for one in chosen:
                 found = one.measure(subject, setting)
                 if first:

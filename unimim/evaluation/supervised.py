@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -139,22 +138,11 @@ class Preempted(Exception):
     """Stopped on request; the same command goes on."""
 
 
-@dataclass
-class working:  # noqa: N801, a context manager
-    """`with working(run) as device`: the processes of this command, and their folder for no other command."""
-
-    run: Run
-
-    def __enter__(self) -> torch.device:
-        self.group = process_group(self.run)
-        device = self.group.__enter__()
-        self.lock = only_writer(self.run.out) if rank() == 0 else nullcontext()
-        self.lock.__enter__()
-        return device
-
-    def __exit__(self, *error: Any) -> None:
-        self.lock.__exit__(*error)
-        self.group.__exit__(*error)
+@contextmanager
+def working(run: Run) -> Iterator[torch.device]:
+    """The processes of this command, with the folder run.out for no other command."""
+    with process_group(run) as device, only_writer(run.out) if rank() == 0 else nullcontext():
+        yield device
 
 
 class Prepare(Protocol):
