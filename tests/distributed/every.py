@@ -1,9 +1,7 @@
-"""Every registered recipe, made tiny, trained for twenty steps in one way of running it; by torchrun or in this process."""
+"""Every registered recipe, made tiny, trained for twenty steps in one way of running it."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +72,3 @@ def main(out: Path, clip: Path, **options: Any) -> None:
             run = toys.run(folder, **options)
             with Log(folder, name, plan.total_steps, plan.batch, quiet=True) as log:
                 train(objective, toys.Noise(), sampling, plan, run, device, log, {})
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))

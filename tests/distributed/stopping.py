@@ -1,8 +1,7 @@
-"""Run by torchrun, twice: processes train toy recipes to the end, and others to a step; new processes go on with the others."""
+"""Called twice: processes train toy recipes to the end, and others to a step; new processes go on with the others."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +60,3 @@ def main(out: Path) -> None:
             else:
                 stopped = case.train(out, device, workers=case.workers, stop_after=case.stop)
                 assert stopped == Outcome("preempted", case.stop)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

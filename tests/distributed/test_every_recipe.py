@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .every import STEPS, distinct, main, names
-from .worker import column, torchrun
+from .worker import column, together
 
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "parts of 2 images, recomputed, 2 workers": (1, {"micro_batch": 2, "recompute": True, "workers": 2}),
@@ -31,7 +30,7 @@ def test_the_same_losses_however_it_is_run(tmp_path: Path, tiny_clip: Path, caps
         if procs == 1:
             main(out, tiny_clip, **options)
         else:
-            torchrun("tests.distributed.every", str(out), str(tiny_clip), json.dumps(options))
+            together(main, out, tiny_clip, **options)
         for name in recipes:
             one, other = (column(folder / name, "loss") for folder in (tmp_path / "one", out))
             assert len(one) == len(other) == STEPS

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from unimim.engine.log import PACE
 
-from .stopping import STEPS, STOPPED, WAYS, Case
-from .worker import torchrun
+from .stopping import STEPS, STOPPED, WAYS, Case, main
+from .worker import together
 
 PARTS = ("objective/student.", "objective/branches.", "objective/teachers.", "optimizer/")
 
@@ -32,7 +32,7 @@ def test_stopped_after_any_step_equals_never_stopped_bitwise(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in ("until they stop", "from there on"):
-        torchrun("tests.distributed.stopping", str(tmp_path))
+        together(main, tmp_path)
     different = {}
     for case in STOPPED:
         whole, parts = outcome(Case(case.recipe, case.parallel).folder(tmp_path)), outcome(case.folder(tmp_path))

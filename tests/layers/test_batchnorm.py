@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from tests.distributed.worker import torchrun
+from tests.distributed.worker import together
 from unimim.engine.distributed import process_group
 from unimim.engine.run import Run
 from unimim.layers import BatchNorm
@@ -65,7 +65,7 @@ def main(folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_have_the_statistics_and_gradients_of_one(tmp_path: Path) -> None:
-    torchrun("tests.layers.test_batchnorm", str(tmp_path))
+    together(main, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in range(2))
     norm, x = made(world=True), torch.cat([tokens(), tokens().flip(0)]).requires_grad_()
     y = norm(x)
@@ -78,9 +78,3 @@ def test_two_processes_have_the_statistics_and_gradients_of_one(tmp_path: Path) 
     for name in ("running_mean", "running_var"):
         assert_close(first[name], norm.get_buffer(name))
         assert_close(second[name], norm.get_buffer(name))
-
-
-if __name__ == "__main__":
-    import sys
-
-    main(sys.argv[1])

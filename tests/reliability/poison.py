@@ -1,12 +1,11 @@
 """A toy training in which one image makes something not a number: its pixels, its target, its loss or its gradient.
 
-Run by torchrun it does so in two processes, for every kind, and each process writes what it saw to seen-RANK.json.
+`main` does so for every kind, and each process writes what it saw to said-RANK.json.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -110,8 +109,3 @@ def main(out: Path) -> None:
     with process_group(Run(out=out, device="cpu")) as device:
         said = {kind: Training(kind, out / kind).start(device) for kind in KINDS}
         (out / f"said-{rank()}.json").write_text(json.dumps(said))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

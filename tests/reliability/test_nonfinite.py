@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.distributed.worker import together
 from unimim.engine.data.loader import order
 
-from .poison import KINDS, STEP, Kind, Training
+from .poison import KINDS, STEP, Kind, Training, main
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -26,16 +23,8 @@ def test_no_step_is_taken_all_agree_and_it_can_be_seen_again(
     for kind in KINDS:
         said = Training(kind, tmp_path / "one" / kind).start(CPU)
         assert f"not a number by step {STEP} " in said
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     (tmp_path / "two").mkdir()
-    subprocess.run(
-        [*command, "tests.reliability.poison", str(tmp_path / "two")],
-        cwd=ROOT,
-        env=environment,
-        check=True,
-        timeout=240,
-    )
+    together(main, tmp_path / "two")
     agreeing = [json.loads((tmp_path / "two" / f"said-{rank}.json").read_text()) for rank in (0, 1)]
     for said in agreeing:
         assert all(f"not a number by step {STEP} " in said[kind] for kind in KINDS)

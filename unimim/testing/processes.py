@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,14 +37,9 @@ def check_processes(recipe: Recipe | str, overrides: Sequence[str] = (), procs: 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
-        call = f"from unimim.testing.processes import _join; _join({name!r}, {procs}, "
-        parts = [
-            subprocess.Popen([sys.executable, "-c", f"{call}{number})"], stderr=subprocess.PIPE, text=True)
-            for number in range(procs)
-        ]
-        said = [part.communicate(timeout=240)[1] for part in parts]
-        failed = "".join(text[-2000:] for part, text in zip(parts, said, strict=True) if part.returncode)
-        must(not failed, f"a process failed: {failed}")
+        code = f"from unimim.testing.processes import _join_all; _join_all({name!r}, {procs})"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+        must(done.returncode == 0, f"a process failed: {done.stderr[-4000:]}")
         several: dict[str, Tensor] = torch.load(folder / "step.pt", weights_only=True)
     noise = 5e-6 * max(float(value.abs().max()) for value in one.values())
     for what, value in one.items():
@@ -68,8 +65,20 @@ def _step(recipe: Recipe, num_images: int) -> dict[str, Tensor]:
     return {name: all_reduce_sum(value) for name, value in found.items()}
 
 
+def _join_all(folder: str, procs: int) -> None:
+    """`_join` in `procs` processes: forks of this one where that is safe, for loading torch takes longer than the step."""
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    parts = [context.Process(target=_join, args=(folder, procs, number)) for number in range(procs)]
+    for part in parts:
+        part.start()
+    for part in parts:
+        part.join()
+    sys.exit(any(part.exitcode for part in parts))
+
+
 def _join(folder: str, procs: int, number: int) -> None:
     """The step of one of `procs` processes; the first writes what all of them made."""
+    torch.set_num_threads(torch.get_num_threads())  # makes the pool of threads anew after a fork
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=procs)
     found = _step(load(f"{folder}/recipe.yaml"), 2 * procs)
     if number == 0:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from tests.distributed.worker import torchrun
+from tests.distributed.worker import together
 from tests.engine import toys
 from unimim import weights
 from unimim.evaluation.protocol import Setting, Subject
@@ -152,7 +150,7 @@ def test_the_rate_rises_over_its_steps_and_falls_to_nothing(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_two_processes_share_the_test_images(tmp_path: Path) -> None:
     subject(tmp_path)
-    torchrun("tests.evaluation.segmentation.test_protocol", str(tmp_path))
+    together(measure, tmp_path, SHAPES)
     (folder,) = (tmp_path / "eval").iterdir()
     found = json.loads((folder / "classes.json").read_text())
     one = measure(tmp_path / "one", SHAPES)
@@ -161,8 +159,3 @@ def test_two_processes_share_the_test_images(tmp_path: Path) -> None:
     assert [row["pixels"] for row in found] == [
         row["pixels"] for row in json.loads((folder / "classes.json").read_text())
     ]
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    measure(Path(sys.argv[1]), SHAPES)
