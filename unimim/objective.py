@@ -146,7 +146,8 @@ class Objective(nn.Module):
         for name, branch in self.terms.items():
             passes = [(batch.views[branch.term.view], mask) for view in batch.masks for mask in batch.masks[view]]
             counts.append(sum(self._weight(branch.query(mask, view), len(batch), name) for view, mask in passes))
-        return torch.stack([torch.as_tensor(c, dtype=torch.float32, device=batch.index.device) for c in counts])
+        zero = torch.zeros((), device=batch.index.device)  # made there: a number copied to the device would wait for it
+        return torch.stack([zero + count for count in counts])
 
     def predictions(self, batch: Batch) -> dict[str, list[Prediction]]:
         """For each term, its prediction and target on every pass of the student."""

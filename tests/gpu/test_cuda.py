@@ -9,7 +9,9 @@ import torch
 
 from tests.engine import toys
 from tests.engine.test_loop import losses
-from unimim import Sampling
+from unimim import Progress, Sampling
+from unimim.engine.loop import Guard, Meters, clip
+from unimim.engine.optim import make_optimizer
 from unimim.engine.run import Run
 from unimim.training import build, train_recipe
 
@@ -34,6 +36,33 @@ def test_loss_and_gradients_equal_the_cpus(name: str) -> None:
         if key in gradients:
             assert parameter.grad is not None
             torch.testing.assert_close(parameter.grad.cpu(), gradients[key], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mae-micro", "beit-micro", "data2vec-micro"])
+def test_no_step_waits_for_the_device(name: str) -> None:
+    """The second step: in the first one parts may find out what they remember from then on."""
+    recipe = toys.recipe(name, "optimization.clip_norm=1")
+    objective = build(recipe)
+    sampling = Sampling(recipe, objective.student.geometry, objective.renditions)
+    batch = sampling.collate([sampling(toys.Noise().read(index), 0, index) for index in range(8)]).to("cuda")
+    objective.cuda().fit([batch])
+    optimizer = make_optimizer(objective, recipe.optimization, objective.depth_of)
+    guard, meters = Guard(batch.index.device, 0), Meters(None, batch.index.device)
+    try:
+        for mode in ("default", "error"):
+            torch.cuda.set_sync_debug_mode(mode)
+            objective.on_step_start(Progress(1, 10, 5))
+            losses = objective(batch, objective.count(batch))
+            losses["loss"].backward()
+            grad_norm = clip(objective, 1.0)
+            meters.add(
+                {k: v.detach() for k, v in losses.items()}, grad_norm, guard.judge(losses["loss"], grad_norm, optimizer)
+            )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            objective.on_step_end(Progress(1, 10, 5))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("compiled", [False, True])

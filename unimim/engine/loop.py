@@ -211,8 +211,7 @@ class Guard:
     def __init__(self, device: torch.device, allowed: int) -> None:
         self.allowed = allowed
         self._run, self._stuck = torch.zeros((), device=device), torch.zeros((), device=device)
-        self._seen = torch.zeros((), pin_memory=device.type == "cuda")
-        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+        self._copy: tuple[Tensor, torch.cuda.Event] | None = None
 
     def judge(self, loss: Tensor, grad_norm: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
         """Whether the step is sound, () bool, the same on every process; if not, optimizer.step() will do nothing."""
@@ -226,14 +225,13 @@ class Guard:
 
     def stuck(self, wait: bool = False) -> bool:
         """On CUDA what was so a call ago, unless `wait`; asking for now would stop the host until the device is done."""
-        if self._copied is None:
+        if wait or self._stuck.device.type != "cuda":
             return bool(self._stuck)
-        if wait:
-            return bool(self._stuck.item())
-        self._copied.synchronize()
-        before = bool(self._seen)
-        self._seen.copy_(self._stuck, non_blocking=True)
-        self._copied.record()
+        seen, copied = self._copy = self._copy or (torch.zeros((), pin_memory=True), torch.cuda.Event())
+        copied.synchronize()
+        before = bool(seen)
+        seen.copy_(self._stuck, non_blocking=True)
+        copied.record()
         return before
 
 

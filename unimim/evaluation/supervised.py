@@ -60,7 +60,7 @@ class Supervised(nn.Module):
         return {"loss": losses.sum() / (len(losses) if totals is None else totals[0])}
 
     def count(self, batch: Batch) -> Tensor:
-        return torch.tensor([float(len(batch))], device=batch.index.device)
+        return torch.full((1,), float(len(batch)), device=batch.index.device)
 
     def depth_of(self, parameter: str) -> int:
         owner, _, name = parameter.partition(".")

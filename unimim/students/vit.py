@@ -163,7 +163,10 @@ class ViT(Student):
         if self.pos_embed is None or grid == self.geometry.grid:
             return self.pos_embed
         if self.config.positions != "learned":
-            return self._code(grid).to(self.pos_embed.device)
+            name = f"pos_embed_{grid[0]}x{grid[1]}"
+            if not hasattr(self, name):  # made once: the host would wait for the device in every step
+                self.register_buffer(name, self._code(grid).to(self.pos_embed.device), persistent=False)
+            return getattr(self, name)  # type: ignore[no-any-return]
         prefix, patches = self.pos_embed[:, : self.num_prefix], self.pos_embed[:, self.num_prefix :]
         plane = patches.unflatten(1, self.geometry.grid).permute(0, 3, 1, 2)
         plane = F.interpolate(plane, grid, mode="bicubic")

@@ -23,10 +23,12 @@ from .contracts import (
 )
 from .parity import Golden, check_gradients
 from .processes import check_processes
+from .static import absent_gpu, check_static_step
 
 __all__ = [
     "TOY",
     "Golden",
+    "absent_gpu",
     "check_gradients",
     "check_head",
     "check_loss",
@@ -34,6 +36,7 @@ __all__ = [
     "check_norm",
     "check_processes",
     "check_recipe",
+    "check_static_step",
     "check_student",
     "check_teacher",
     "check_views",

@@ -85,7 +85,7 @@ class MSN(Loss):
 
 def _mean_over_all(x: Tensor) -> Tensor:
     """x (n, K), n on each process -> (K,)."""
-    count = all_reduce_sum(x.new_tensor(float(len(x))))
+    count = all_reduce_sum(x.new_full((), len(x)))
     return all_reduce_sum(x.sum(0)) / count
 
 
