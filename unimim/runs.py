@@ -39,7 +39,7 @@ class Trained:
 
     @property
     def weights(self) -> Path:
-        return self.folder / "weights" if self.record else self.folder
+        return _weights(self.folder)
 
 
 def rebuilt(paths: Sequence[Path], command: str, say: Callable[[str], None], pictures: bool = True) -> report.Report:
@@ -155,12 +155,17 @@ def _found(paths: Sequence[Path]) -> tuple[list[Trained], list[report.Entry]]:
     return list(runs.values()), list(floors.values())
 
 
+def _weights(folder: Path) -> Path:
+    """The weights of a run (a sweep's start values have weights and no run), or `folder` itself."""
+    return folder / "weights" if (folder / "weights").is_dir() else folder
+
+
 def _opened(folder: Path, results: Sequence[dict[str, Any]]) -> Trained:
     record = _record(folder)
     if record:
         recipe = Recipe.model_validate(record["recipe"])
-    elif (folder / weights.RECIPE).is_file():
-        recipe = weights.read_recipe(folder)
+    elif (_weights(folder) / weights.RECIPE).is_file():
+        recipe = weights.read_recipe(_weights(folder))
     else:
         raise ValueError(f"{folder} holds no run, no weights and no comparison: no run.json, {weights.RECIPE} or runs")
     own = [row for row in results if str(row.get("key", "")).startswith(recipe.hash)]

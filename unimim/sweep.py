@@ -237,15 +237,17 @@ def _do(sweeping: Sweeping, task: Task, folder: Path, say: Say) -> None:
     setting = Setting(sweeping.data, sweeping.run, sweeping.cached, None, say)
     have = {(row["key"], row["measure"]) for row in sweeping.rows()}
     for name, own in task.protocols:
-        measure = " ".join((name, *own))
-        if (task.key, measure) in have:
+        measure, measured = " ".join((name, *own)), chosen(task.recipe, name, own)
+        known = (task.key, measure) in have
+        if known and not measured.trains:  # what is trained is there already, and later measurements may ask for it
             continue
-        measured = chosen(task.recipe, name, own)
         measured.check(subject, setting)
         try:
             scores = measured.measure(subject, setting)
         except Preempted:
             raise KeyboardInterrupt from None
+        if known:
+            continue
         keep(subject, measured, scores, {"data": sweeping.data, "fingerprint": sweeping.images})
         about = {"run": task.name, "key": task.key, "seed": task.recipe.seed, "measure": measure}
         sweeping.add({**about, "images": sweeping.images, "scores": [score.data() for score in scores]})

@@ -6,8 +6,8 @@
 
 Weights make no difference to a step, so students, tokenizers and teachers have new ones; micro recipes that learn from a CLIP
 make one first. The four stand in memory together, on a GPU some 55 GB, 80 for large; --alone measures one after the other.
-The paper times official code, its loader included, on a GPU it does not name, so only ratios are set side by side; memory is the peak
-allocated on a GPU, resident on a CPU. Appends to results.jsonl.
+The paper times official code, its loader included, on a GPU it does not name, so only ratios are set side by side; memory is the
+peak allocated on a GPU, resident on a CPU. Appends to results.jsonl.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from .supervised import answers
 
 
 def finetuned(subject: Subject, folder: Path | None) -> Trained:
-    """The classifier in `folder`, or in the newest fine-tuning of the subject's weights that is done under its home.
+    """The classifier in `folder`, or in the fine-tuning of the subject's weights, done under its home, that was last asked for.
 
     ValueError if there is none.
     """
