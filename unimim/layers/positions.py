@@ -93,7 +93,8 @@ def _geometric_spline(old: int, new: int) -> Tensor:
     steps = ratio ** torch.arange(old // 2, dtype=torch.float64)
     arm = steps.cumsum(0)
     places = torch.cat([-arm.flip(0), torch.zeros(1, dtype=torch.float64), arm])
-    return spline_matrix(places, torch.arange(new, dtype=torch.float64) - new // 2)
+    wanted = torch.arange(new, dtype=torch.float64) - new // 2
+    return spline_matrix(places, wanted.clamp(places[0], places[-1]))  # FITPACK repeats the ends
 
 
 def spline_matrix(x: Tensor, at: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ def spline_matrix(x: Tensor, at: Tensor) -> Tensor:
 
 
 def _cubic_basis(knots: Tensor, at: Tensor) -> Tensor:
-    """(M, N): the cubic B-splines of N + 4 knots at `at` (M,), by the recursion of Cox and de Boor; ends extrapolate."""
+    """(M, N): the cubic B-splines of N + 4 knots at `at` (M,), by the recursion of Cox and de Boor."""
     piece = (torch.searchsorted(knots, at, right=True) - 1).clamp(3, len(knots) - 5)
     basis = torch.zeros(len(at), len(knots) - 1, dtype=knots.dtype).scatter(1, piece[:, None], 1.0)
     place = at[:, None]
