@@ -58,6 +58,8 @@ def test_a_sweep_is_done_once_and_goes_on_where_it_stopped(tmp_path: Path) -> No
     shown = table(one.sweep, one.rows())
     assert [row[0] for row in shown] == ["run", "L2", "L1", "start values"]
     assert shown[0][1] == "linear/top-1 %"
+    narrow = one.sweep.model_copy(update={"show": ("fewshot/*standardized",)})
+    assert table(narrow, one.rows())[0] == ["run", "fewshot/top-1, k = 2, standardized %", "paper: top-1"]
     assert shown[0][-1] == "paper: top-1"
     assert " to " in shown[1][1], "an interval over the seeds"
     assert ordering(one.sweep, one.rows()).endswith("pairs stand in the paper's order (linear/top-1 here, top-1 there)")

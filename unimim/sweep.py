@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +59,8 @@ class Sweep(Frozen):
     """question: in words.  data: of every run.  recipe, changes: what runs have in common.  seeds: how many.
     runs: by name.  grid: beside them, one run for each combination of one {label: change} from every mapping.
     prepare: commands to run first.  measure: tasks with their changes, "finetune finetune.epochs=5".
-    primary: "task/metric", the column by which runs are compared with the paper's `against`.
+    show: patterns of "task/metric" for the columns of the table, all if empty.
+    primary: the column by which runs are compared with the paper's `against`.
 
     {out} in changes, measure and arguments stands for the folder of the runs, {data} for the data.
     """
@@ -72,6 +74,7 @@ class Sweep(Frozen):
     runs: Mapping[str, Cell] = Field(default_factory=dict)
     grid: tuple[Mapping[str, str], ...] = ()
     measure: tuple[str, ...] = ("linear",)
+    show: tuple[str, ...] = ()
     primary: str = "linear/top-1"
     against: str = ""
 
@@ -290,8 +293,9 @@ def columns(sweep: Sweep, found: Sequence[Mapping[str, Any]]) -> list[Column]:
 
 
 def table(sweep: Sweep, found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Header and a row for each run: what was measured here, then what the paper has."""
-    measured, cells = columns(sweep, found), sweep.cells()
+    """Header and a row for each run: the columns to show of what was measured here, then what the paper has."""
+    cells, shown = sweep.cells(), sweep.show or ("*",)
+    measured = [column for column in columns(sweep, found) if any(fnmatchcase(column.title, name) for name in shown)]
     published = list(dict.fromkeys(name for cell in cells.values() for name in cell.paper))
     head = ["run", *(f"{column.title} {column.unit}" for column in measured), *(f"paper: {name}" for name in published)]
     body = [
