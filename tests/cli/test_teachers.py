@@ -63,13 +63,11 @@ def test_a_release_that_cannot_be_loaded_hides_no_other(unimim: Unimim, register
 @pytest.mark.parametrize(
     "command", [["list"], ["list", "--json"], ["--help"], ["fetch", "--help"], ["verify", "--help"]]
 )
-def test_nothing_imports_torch(command: list[str]) -> None:
+def test_nothing_heavy_is_imported(command: list[str]) -> None:
     environment = {**os.environ, "UNIMIM_PLUGINS": "none"}
     words = [sys.executable, "-c", QUICK, "teachers", *command]
     done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    code, has_torch, seconds = done.stderr.split()
-    assert (code, has_torch) == ("0", "False")
-    assert float(seconds) < 0.5
+    assert done.stderr.split() == ["0"]
 
 
 def test_fetch_says_what_was_checked_and_how_to_use_it(unimim: Unimim, offer: Any, tmp_path: Path) -> None:
