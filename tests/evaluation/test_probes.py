@@ -16,7 +16,7 @@ from unimim.evaluation.knn import knn, knn_scores, votes
 from unimim.evaluation.linear import fit_logistic, linear_probe
 from unimim.evaluation.probes import Probes, Results
 from unimim.evaluation.score import accuracy
-from unimim.evaluation.sources import spread
+from unimim.evaluation.sources import Chosen, spread
 from unimim.training import build
 
 GOLDENS = Path(os.environ.get("UNIMIM_GOLDENS", Path(__file__).parents[1] / "parity" / "data"))
@@ -150,3 +150,10 @@ def test_a_part_of_a_source_keeps_its_classes_and_is_always_the_same() -> None:
     assert 25 < sum(labels) < 75, "every other image is of class 1"
     assert labels == [spread(whole, 100).label(index) for index in range(100)]
     assert [spread(whole, None).name(index) for index in range(200)] == [whole.name(index) for index in range(200)]
+
+
+def test_a_part_of_a_source_is_told_from_every_other_part() -> None:
+    source = toys.Noise(10)
+    parts = [Chosen(source, places) for places in ([0, 1, 2], [0, 2, 1], [0, 1, 3], [0, 1])]
+    assert len({part.fingerprint() for part in parts} | {source.fingerprint()}) == 5
+    assert Chosen(source, range(10)).fingerprint() == source.fingerprint()

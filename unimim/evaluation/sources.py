@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -29,7 +30,9 @@ class Chosen:
         return self.source.label(self.places[index])
 
     def fingerprint(self) -> str:
-        return self.source.fingerprint()
+        whole = self.places == [*range(len(self.source))]
+        chosen = hashlib.sha256(str(self.places).encode()).hexdigest()[:8]
+        return self.source.fingerprint() if whole else f"{self.source.fingerprint()}-{chosen}"
 
 
 def spread(source: ImageSource, count: int | None) -> Chosen:
