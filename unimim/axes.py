@@ -79,6 +79,11 @@ class Student(Component, nn.Module):
             return self.num_blocks
 
         @property
+        def on_labels(self) -> Mapping[str, Any]:
+            """Fields that training on labels changes, and to what: see `Student.adapt`."""
+            return {}
+
+        @property
         def num_prefix(self) -> int:
             """Class and register tokens before the patches; the class token, if there is one, is the first."""
             return 0

@@ -9,14 +9,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, field_validator
 
+from ..axes import Student
 from ..engine.data.sources import ImageSource
 from ..engine.run import Plan
 from ..recipe import Recipe
 from ..schedule import Optimization
+from ..types import Batch, View
 from ..world import rank, whole
 from .augment import augment
 from .classifier import ABOUT, CentralCrop, Classifier, Mixing, correct, save_classifier, start
-from .protocol import Protocol, Setting, Subject, finish, finished
+from .protocol import Protocol, Setting, Subject, finish, finished, on_labels
 from .score import Score, accuracy
 from .supervised import Preempted, train_supervised, working
 
@@ -78,9 +80,7 @@ class FineTune(Protocol):
         """Table 13's settings for the student's depth, and ours for any other and for small images."""
         student = recipe.student
         settings = dict(TABLE13.get(student.num_blocks, MICRO))
-        changed = {"drop_path": settings.pop("drop_path")} if "drop_path" in type(student).model_fields else {}
-        if getattr(student, "relative_positions", "none") == "shared":
-            changed["relative_positions"] = "per_block"
+        changed = on_labels(recipe, settings.pop("drop_path"))
         small = min(student.geometry.image) < 96
         ours = {"batch": 128, "crop": (0.35, 1.0), "crop_share": 1.0, "erasing": 0.0} if small else {}
         epochs = settings.pop("epochs")
@@ -92,7 +92,7 @@ class FineTune(Protocol):
             raise ValueError(f"finetune.batch: {self.batch} must be even, as images are mixed in pairs")
         if self.pool == "class" and not subject.recipe.student.num_prefix:
             raise ValueError("finetune.pool: the student has no class token; use finetune.pool=mean")
-        self.student_of(subject)
+        self.start(subject)
         self.plan(setting.open("train"))
 
     @property
@@ -102,14 +102,9 @@ class FineTune(Protocol):
     def plan(self, source: ImageSource) -> Plan:
         return Plan(len(source), self.batch, self.epochs, self.seed, self.precision, self.optimization)
 
-    def student_of(self, subject: Subject) -> Any:
-        """The student to train, changed as `student` says. ValueError if it cannot be."""
-        unknown = [field for field in self.student if field not in type(subject.recipe.student).model_fields]
-        if unknown:
-            raise ValueError(f"finetune.student: {subject.recipe.student.name} has no {', '.join(unknown)}")
+    def start(self, subject: Subject) -> Student:
         torch.manual_seed(self.seed)
-        begun = subject.recipe.student.build() if self.from_scratch else subject.student
-        return begun.adapt(**self.student)
+        return subject.start(self.task, self.student, self.from_scratch)
 
     def measure(self, subject: Subject, setting: Setting) -> list[Score]:
         train, test = setting.open("train"), setting.open("val")
@@ -120,7 +115,7 @@ class FineTune(Protocol):
             return found
         run = setting.run.model_copy(update={"out": folder})
         with working(run) as device:
-            student = self.student_of(subject)
+            student = self.start(subject)
             labels = [train.label(index) for index in range(len(train))]
             mixing = (
                 Mixing(self.mixup, self.cutmix, self.mix_chance, self.switch_chance, self.seed) if self.mixed else None
@@ -129,15 +124,23 @@ class FineTune(Protocol):
             size = student.geometry.image
             sampling = augment(size, self.seed, self.crop, self.augment, self.erasing)
             prepare = CentralCrop(size, self.crop_share)
-            model.freeze_unused(sampling.collate([sampling(train.read(index), 0, index) for index in (0, 1)]))
+            blank = View(torch.zeros(2, student.geometry.channels, *size))
+            model.freeze_unused(Batch({"main": blank}, {}, torch.arange(2)))
             count = partial(correct, model, test, prepare, run, device, self.precision, self.batch)
-            if self.test_every_epoch:
-                model.tester = lambda: 100 * _share(*count())
+            counts: list[tuple[int, int]] = []  # of the epochs that this process has seen end
+
+            def share() -> float:
+                counts.append(count())
+                return 100 * _share(*counts[-1])
+
+            model.tester = share if self.test_every_epoch else None
             about = {"task": self.task, "settings": self.model_dump(mode="json"), "recipe": subject.recipe.data()}
             about |= {"data": setting.data, "weights": str(subject.folder)}
             if not train_supervised(model, train, sampling, self.plan(train), run, device, self.task, about):
                 raise Preempted
-            scores = self._scores(count(), model.best.tolist(), subject, len(train))
+            plan = self.plan(train)
+            tested = counts and plan.total_steps % plan.steps_per_epoch == 0
+            scores = self._scores(counts[-1] if tested else count(), model.best.tolist(), subject, len(train))
             state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
             if rank() == 0:
                 recipe = subject.recipe.model_copy(update={"student": student.config})

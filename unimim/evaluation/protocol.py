@@ -41,6 +41,18 @@ class Subject:
     student: Student
     momentum: bool = False
 
+    def start(self, task: str, changes: Mapping[str, Any], from_scratch: bool, **more: Any) -> Student:
+        """The student that `task` trains: these weights, or start values, in a config with `changes` and `more`.
+
+        ValueError for a field it does not have, or that its weights cannot follow.
+        """
+        config = self.recipe.student
+        unknown = [field for field in changes if field not in type(config).model_fields]
+        if unknown:
+            raise ValueError(f"{task}.student: {config.name} has no {', '.join(unknown)}")
+        student: Student = config.build() if from_scratch else self.student
+        return student.adapt(**{**more, **changes})
+
     def about(self) -> dict[str, Any]:
         """What it is, in plain data."""
         return {"recipe": self.recipe.name, "hash": self.recipe.hash, "momentum": self.momentum}
@@ -57,6 +69,12 @@ class Subject:
         ]
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
         return self.home / "eval" / f"{type(protocol).task}-{key}"
+
+
+def on_labels(recipe: Recipe, drop_path: float) -> dict[str, Any]:
+    """What training on labels changes of the student: its own wishes, and drop path where it has that."""
+    own = {"drop_path": drop_path} if "drop_path" in type(recipe.student).model_fields else {}
+    return {**own, **recipe.student.on_labels}
 
 
 @cache
@@ -79,6 +97,7 @@ class Setting:
     max_images: int | None
     say: Callable[[str], None]
     seen: dict[Any, Features] = field(default_factory=dict, compare=False)
+    opened: dict[Split, ImageSource] = field(default_factory=dict, compare=False)
 
     def features(self, subject: Subject, reading: Reading) -> tuple[Features, Features]:
         """Features of the training images (at most max_images) and of the test images; read once a command."""
@@ -87,7 +106,7 @@ class Setting:
 
     def read(self, subject: Subject, reading: Reading, source: ImageSource) -> Features:
         """Features of the images of a source, as its recipe's precision computes them; read once a command."""
-        key = (subject.folder, subject.momentum, reading, source.fingerprint(), len(source), source.name(0))
+        key = (subject.folder, subject.momentum, reading, source.fingerprint())
         if key not in self.seen:
             self.say(f"reading features of {len(source)} images by the {reading.of}")
             self.seen[key] = self._features(subject, reading, source)
@@ -101,11 +120,14 @@ class Setting:
         return teacher_features(teacher, subject.student.geometry.image, source, device, precision)
 
     def open(self, split: Split) -> ImageSource:
-        """One split of the labelled images. ValueError if they have no labels."""
+        """One split of the labelled images, opened once. ValueError if they have no labels."""
+        if split in self.opened:
+            return self.opened[split]
         source = open_source(self.data, split)
         if not source.classes:
             raise ValueError(f"{self.data} has no labels, which the task needs; put the images into folders by class")
-        return in_memory(source) if self.cached else source
+        self.opened[split] = in_memory(source) if self.cached else source
+        return self.opened[split]
 
 
 def explained(error: ValidationError, model: type[Frozen], prefix: str = "") -> list[str]:

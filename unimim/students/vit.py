@@ -114,6 +114,11 @@ class ViT(Student):
             return self.depth
 
         @property
+        def on_labels(self) -> Mapping[str, Any]:
+            """A shared table of relative positions becomes one for each block (BEiT)."""
+            return {"relative_positions": "per_block"} if self.relative_positions == "shared" else {}
+
+        @property
         def num_prefix(self) -> int:
             return int(self.class_token) + self.num_registers
 

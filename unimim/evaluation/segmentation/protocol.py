@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ...axes import Student
 from ...engine.checkpoint import write_text
 from ...engine.data.annotated import open_annotated
 from ...engine.data.decode import BadImage
@@ -22,7 +23,7 @@ from ...types import View
 from ...views import resize
 from ...weights import write_tensors
 from ...world import all_reduce_sum, rank, whole, world_size
-from ..protocol import Protocol, Setting, Subject, finish, finished
+from ..protocol import Protocol, Setting, Subject, finish, finished, on_labels
 from ..score import Score
 from ..supervised import Preempted, train_supervised, working
 from .labels import Relabelled
@@ -100,10 +101,7 @@ class Segmentation(Protocol):
         """BEiT v2's settings for the student's depth, and ours for any other and for small images."""
         student = recipe.student
         settings = BEIT.get(student.num_blocks, MICRO)
-        fields = type(student).model_fields
-        changed: dict[str, Any] = {"drop_path": settings["drop_path"]} if "drop_path" in fields else {}
-        if getattr(student, "relative_positions", "none") == "shared":
-            changed["relative_positions"] = "per_block"
+        changed = on_labels(recipe, settings["drop_path"])
         policy = {"lr": settings["lr"], "layer_decay": settings["layer_decay"], "weight_decay": 0.05, "shape": "linear"}
         policy["no_decay"] = ("pos_embed", "prefix")
         side = min(student.geometry.image)
@@ -141,14 +139,9 @@ class Segmentation(Protocol):
         policy = self.optimization.model_copy(update={"warmup_epochs": self.warmup_steps / per_epoch})
         return Plan(len(source), self.batch, self.steps / per_epoch, self.seed, self.precision, policy)
 
-    def start(self, subject: Subject) -> Any:
-        """The student to train, for crops of `size`, changed as `student` says. ValueError if it cannot be."""
-        config = subject.recipe.student
-        unknown = [field for field in self.student if field not in type(config).model_fields]
-        if unknown:
-            raise ValueError(f"segmentation.student: {config.name} has no {', '.join(unknown)}")
-        student = config.build() if self.from_scratch else subject.student
-        return student.adapt(image_size=self.size, **self.student)
+    def start(self, subject: Subject) -> Student:
+        """The student to train, for crops of `size`."""
+        return subject.start(self.task, self.student, self.from_scratch, image_size=self.size)
 
     def model(self, subject: Subject, num_classes: int) -> UperNet:
         """With the start values that `seed` gives."""
