@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
@@ -126,6 +126,7 @@ class Sweeping:
     data: str
     images: str
     cached: bool
+    opened: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     @property
     def results(self) -> Path:
@@ -237,7 +238,7 @@ def _do(sweeping: Sweeping, task: Task, folder: Path, say: Say) -> None:
             raise KeyboardInterrupt
     student = weights.load_student(folder / "weights").eval()
     subject = Subject(folder, folder / "weights", task.recipe, student)
-    setting = Setting(sweeping.data, sweeping.run, sweeping.cached, None, say)
+    setting = Setting(sweeping.data, sweeping.run, sweeping.cached, None, say, opened=sweeping.opened)
     have = {(row["key"], row["measure"]) for row in sweeping.rows()}
     for name, own in task.protocols:
         measure, measured = " ".join((name, *own)), chosen(task.recipe, name, own)

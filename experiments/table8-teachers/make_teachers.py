@@ -14,6 +14,7 @@ import copy
 import math
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +50,7 @@ PAIR = MultiCrop.Config(num_focal=0, scale=(0.3, 1.0), colors=COLORS)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class Teacher(nn.Module):
+class Teacher(nn.Module, ABC):
     """arch, arguments: what timm builds as `tower`.  policies: the crops of an image, in the order that `loss` takes them."""
 
     arch: str = "vit_tiny_patch16_224"
@@ -64,9 +65,9 @@ class Teacher(nn.Module):
             grid = build_sincos2d_pos_embed(list(self.tower.patch_embed.grid_size), WIDTH)
             self.tower.pos_embed = nn.Parameter(grid.unsqueeze(0), requires_grad=False)
 
+    @abstractmethod
     def loss(self, crops: Sequence[Tensor], index: Tensor) -> Tensor:
         """crops: (B, 3, H, W) each, normalized.  index (B,): which images they are of."""
-        raise NotImplementedError
 
     def after_step(self, fraction: float) -> None:
         """fraction: of the training that is done."""

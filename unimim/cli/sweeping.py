@@ -89,7 +89,7 @@ def sweep(
         show_table(table(made[0], made[1:], found.question))
         say(verdict)
     if failed:
-        raise Failed(f"{len(failed)} runs could not be done:\n" + "\n".join(failed))
+        raise Failed("not everything could be done:\n" + "\n".join(failed))
 
 
 def _work(sweeping: Sweeping) -> list[str]:
@@ -104,8 +104,6 @@ def _work(sweeping: Sweeping) -> list[str]:
 
 def _share(sweeping: Sweeping, jobs: int) -> list[str]:
     """The same command so many times, each with its own device or its share of the processor."""
-    from ..sweep import work
-
     threads = max(1, (os.cpu_count() or 1) // jobs)
     words = [sys.executable, "-m", "unimim", *without(sys.argv[1:], "--jobs"), "--jobs", "1"]
     running: list[Any] = []
@@ -121,7 +119,7 @@ def _share(sweeping: Sweeping, jobs: int) -> list[str]:
         raise Interrupted(f"stopped; {AGAIN}") from None
     if 75 in codes:
         raise Interrupted(f"stopped; {AGAIN}")
-    return work(sweeping, remark) if any(codes) else []
+    return [f"{sum(code > 0 for code in codes)} of {jobs} workers failed; they said above why"] if any(codes) else []
 
 
 def _devices(device: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from ..types import Batch, Progress, View
 from ..world import rank, world_size
 
 
-class Supervised(nn.Module):
+class Supervised(nn.Module, ABC):
     """loss = mean over the global batch of image_losses; in eval mode the forward pass gives answers instead.
 
     What `engine.loop.train` trains. frozen: the student stays in eval mode and is not trained.
@@ -44,13 +45,13 @@ class Supervised(nn.Module):
         self.health: dict[str, Tensor] = {}
         self.tester: Callable[[], float] | None = None
 
+    @abstractmethod
     def image_losses(self, batch: Batch) -> Tensor:
         """The loss of every image (B,)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answers(self, view: View) -> Tensor:
         """What is scored: logits (B, classes, ...) of a view."""
-        raise NotImplementedError
 
     def forward(self, batch: Batch, totals: Tensor | None = None) -> dict[str, Tensor]:
         """{"loss": ()} while training, else {"answers": (B, ...)}: one entry for all, since sharded weights gather there."""
