@@ -235,6 +235,26 @@ def _ignore(part: str) -> None:
     """Nobody asks which part is at work."""
 
 
+def timed(step: Callable[[], object], device: torch.device) -> Timing:
+    """One call of `step`, begun by all processes together."""
+    if world_size() > 1:
+        dist.barrier()
+    busy, cpu, wall = _busy(), time.process_time(), _now(device)
+    step()
+    wall, cpu = _now(device) - wall, time.process_time() - cpu
+    ours = float(all_reduce_sum(torch.tensor(cpu, dtype=torch.float64, device=device)))
+    later = _busy()
+    others = 0.0 if busy is None or later is None else later - busy - ours
+    return Timing(wall, ours, others < 0.25 * wall + GRAIN)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 class Workload:
     """One training of a case on a fixed batch, step by step as the engine's loop takes them. Every process has its own."""
 
@@ -280,27 +300,13 @@ class Workload:
         mark("")
         self.taken += 1
 
-    def now(self) -> float:
-        """Seconds, when all that was asked of the device is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
     def timed(self) -> Timing:
         """One step, begun by all processes together."""
-        if world_size() > 1:
-            dist.barrier()
-        busy, cpu, wall = _busy(), time.process_time(), self.now()
-        self.step()
-        wall, cpu = self.now() - wall, time.process_time() - cpu
-        ours = float(all_reduce_sum(torch.tensor(cpu, dtype=torch.float64, device=self.device)))
-        later = _busy()
-        others = 0.0 if busy is None or later is None else later - busy - ours
-        return Timing(wall, ours, others < 0.25 * wall + GRAIN)
+        return timed(self.step, self.device)
 
     def shares(self) -> dict[str, float]:
         """Parts of SHARES as fractions of a step's time, in steps that are watched and timed by nobody else."""
-        ledger = Ledger(self.now)
+        ledger = Ledger(lambda: _now(self.device))
         with watched(self.objective, ledger):
             for _ in range(INSTRUMENTED_STEPS):
                 self.step(ledger.to)
@@ -378,7 +384,7 @@ class Workload:
         """MB: resident, and on CUDA allocated and reserved; peaks, of the process that has most."""
         cuda = self.device.type == "cuda"
         held = [torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()] if cuda else [0, 0]
-        peaks = torch.tensor([_peak_rss(), *held], dtype=torch.float64, device=self.device)
+        peaks = torch.tensor([peak_rss(), *held], dtype=torch.float64, device=self.device)
         if world_size() > 1:
             dist.all_reduce(peaks, dist.ReduceOp.MAX)
         return [peak / 1e6 for peak in peaks.tolist()]
@@ -402,7 +408,7 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, size: int, seconds: fl
     return best
 
 
-def _peak_rss() -> int:
+def peak_rss() -> int:
     """Bytes. getrusage would do, but a child starts there with its parent's peak."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
