@@ -3,11 +3,11 @@
     python benchmarks/plain.py [maskdistill mae data2vec beit beitv2] [--dtype bf16] [--batch 8] [--steps 15]
     python benchmarks/plain.py mae --check
 
-The plain one is written as the methods' papers and first implementations describe it, at the same sizes: attention written out
-with its bias in float32, every block and the final norm over the whole sequence, masks as booleans, torch's AdamW, a momentum copy
-averaged tensor by tensor, ids through a one-hot matrix where the official tokenizer makes one, everything in the step. Its
-teachers: CLIP from open_clip as it is, cast once to the step's precision; data2vec's copy and BEiT's dVAE in float32; BEiT v2's
-tokenizer under autocast. Both sides share start values, images and masks, live in processes of their own and take turns; the
+The plain one is written as the methods' papers and first implementations describe it, at the same sizes: attention written
+out with its bias in float32, every block and the final norm over the whole sequence, masks as booleans, torch's AdamW, a
+momentum copy averaged tensor by tensor, a one-hot matrix where the official tokenizer makes one, everything in the step. Its
+teachers: CLIP from open_clip as it is, cast once; data2vec's copy and BEiT's dVAE in float32; BEiT v2's tokenizer under
+autocast. Both sides share start values, images and masks, live in processes of their own and take turns; the
 ratio is the median over steps in which no other program took a quarter of a core (`unimim.evaluation.cost`).
 
 --check compares losses and gradients of one step in float32, drop path off.
@@ -104,7 +104,9 @@ class ViT(nn.Module):
         index = self.shared_bias.index
         return self.shared_bias.table[index.view(-1)].view(*index.shape, -1).permute(2, 0, 1).contiguous().unsqueeze(0)  # type: ignore[no-any-return]
 
-    def forward(self, image: Tensor, hidden: Tensor | None = None, kept: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, image: Tensor, hidden: Tensor | None = None, kept: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """The normed sequence and the stream after every block."""
         x = self.patch_embed((image - self.mean) / self.std)
         if hidden is not None:
@@ -181,7 +183,12 @@ class MAE(nn.Module):
         super().__init__()
         branch = objective.terms["mim"]
         head, teacher = branch.head, branch.teacher[0]
-        self.student, self.embed, self.mask_token, self.norm = ViT(objective.student), head.embed, head.mask_token, head.norm
+        self.student, self.embed, self.mask_token, self.norm = (
+            ViT(objective.student),
+            head.embed,
+            head.mask_token,
+            head.norm,
+        )
         self.proj, self.positions = head.proj, head.positions
         self.blocks = nn.ModuleList(Block(block) for block in head.blocks)
         self.mean, self.std, self.patch = teacher.mean, teacher.std, objective.student.geometry.patch[0]
@@ -200,7 +207,9 @@ class MAE(nn.Module):
         pred = self.proj(self.norm(x))[:, 1:]
         image, p = (image - self.mean) / self.std, self.patch
         grid = image.shape[-1] // p
-        target = torch.einsum("nchpwq->nhwpqc", image.reshape(len(image), 3, grid, p, grid, p)).reshape(len(image), grid**2, -1)
+        target = torch.einsum("nchpwq->nhwpqc", image.reshape(len(image), 3, grid, p, grid, p)).reshape(
+            len(image), grid**2, -1
+        )
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6) ** 0.5
         loss = ((pred - target) ** 2).mean(-1)
         return (loss * mask.hidden).sum() / mask.hidden.sum()
@@ -214,7 +223,10 @@ class BEiT(nn.Module):
         branch = objective.terms["mim"]
         teacher = branch.teacher[0]
         self.student, self.proj = ViT(objective.student), branch.head.proj
-        self.teacher, self.rendition = copy.deepcopy(teacher.encoder).float().to(memory_format=torch.contiguous_format), teacher.rendition
+        self.teacher, self.rendition = (
+            copy.deepcopy(teacher.encoder).float().to(memory_format=torch.contiguous_format),
+            teacher.rendition,
+        )
 
     def forward(self, view: Any, mask: Any) -> Tensor:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):

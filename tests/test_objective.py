@@ -148,6 +148,38 @@ def test_all_and_class_puts_the_class_token_first() -> None:
         pixels(batch)
 
 
+@pytest.mark.parametrize("relative", ["none", "shared", "per_block"])
+@pytest.mark.parametrize("where", ["hidden", "visible"])
+@pytest.mark.parametrize("mask", [EXACT, VARYING], ids=["exact", "varying"])
+def test_a_student_spared_what_nobody_reads_learns_the_same(mask: Any, where: str, relative: Any) -> None:
+    student = STUDENT | {"relative_positions": relative, "layer_scale": 0.1, "qkv_bias": "qv"}
+    objective = build(mask=mask, where=where, student=student)
+    batch, seen = draw(objective), list[int]()
+    objective.student.blocks[-1].mlp.register_forward_hook(lambda module, x, y: seen.append(y.shape[1]))
+    results = []
+    for narrows in (objective.narrows, None):
+        objective.narrows = narrows
+        objective.zero_grad()
+        loss = objective(batch)["loss"]
+        loss.backward()
+        results.append((loss.detach(), gradients(objective)))
+    (loss, gradient), (other, whole) = results
+    torch.testing.assert_close(loss, other, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient, whole, rtol=1e-4, atol=1e-7)
+    mask_ = batch.masks["main"][0]
+    asked = mask_.hidden_index if where == "hidden" else mask_.visible_index
+    assert seen == [asked.shape[1] + 1, 24 + 1]
+
+
+def test_nothing_is_spared_where_other_tokens_are_read() -> None:
+    assert build().narrows == "hidden"
+    assert build(where="all").narrows is None
+    assert build(head=DECODER).narrows is None
+    assert build(student=DROP, head=DECODER).narrows is None
+    assert build(terms={"a": TERM, "b": TERM | {"where": "visible"}}).narrows is None
+    assert build(terms={"a": TERM, "b": TERM | {"loss": "l1"}}).narrows == "hidden"
+
+
 def test_an_image_without_hidden_patches_adds_nothing() -> None:
     objective = build(mask=VARYING, reduction="images")
     batch = draw(objective)

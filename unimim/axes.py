@@ -69,6 +69,11 @@ class Student(Component, nn.Module):
             return False
 
         @property
+        def can_narrow(self) -> bool:
+            """Takes `asked`, and spares what only tokens at other positions need."""
+            return False
+
+        @property
         def num_blocks(self) -> int:
             """Blocks that a Tap can name, all as wide as the tokens."""
             return 0
@@ -98,7 +103,11 @@ class Student(Component, nn.Module):
 
     @abstractmethod
     def forward(self, view: View, mask: Mask | None = None, taps: Sequence[Tap] = ()) -> Encoded:
-        """view, mask (None: the whole image) -> Encoded with the asked taps."""
+        """view, mask (None: the whole image) -> Encoded with the asked taps.
+
+        A student that can narrow has a fourth argument, asked (B, M) or None: the positions that anyone will read. It may
+        answer for those alone (Encoded.index is `asked`), and then taps of its last block hold the prefix and those.
+        """
 
     def adapt(self, **changes: Any) -> Student:
         """A student whose config differs in these fields, with this one's weights: for images of another size, drop path,
@@ -260,6 +269,11 @@ class Head(Component, nn.Module):
         @property
         def needs_class(self) -> bool:
             """Reads the student's class token where the image or the class token is asked for."""
+            return False
+
+        @property
+        def reads_asked(self) -> bool:
+            """Of the student's final tokens, and of its last block, it reads the prefix and the queried positions only."""
             return False
 
         @property

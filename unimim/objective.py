@@ -101,6 +101,7 @@ class Objective(nn.Module):
             teacher.bind(self.student, self.terms[name].head)  # type: ignore[operator]
             teacher.freeze()  # type: ignore[operator]
         self.hides = {view: recipe.hides(view) for view in recipe.masks}
+        self.narrows = _narrows(recipe)
         self.taps = tuple(dict.fromkeys(tap for term in recipe.terms.values() for tap in term.head.taps))
         self.progress = Progress(0, 1, 1)
         self.health: dict[str, Tensor] = {}
@@ -157,13 +158,19 @@ class Objective(nn.Module):
         passes = []
         for view, folds in batch.masks.items():
             for mask in folds:
-                hiding = mask if self.hides[view] else None
-                passes.append(Pass(batch.views[view], mask, self.student(batch.views[view], hiding, self.taps)))
+                passes.append(Pass(batch.views[view], mask, self._encode(batch.views[view], mask, self.hides[view])))
         made = {}
         for name, branch in self.terms.items():
             targets = [self._target(branch, batch, step.mask, seen, _others(step, passes)) for step in passes]
             made[name] = branch.predict(targets, passes, batch.views[branch.term.view])
         return made
+
+    def _encode(self, view: View, mask: Mask, hides: bool) -> Encoded:
+        """The student on one view, at the positions that anyone will read."""
+        hiding = mask if hides else None
+        if self.narrows is None:
+            return self.student(view, hiding, self.taps)  # type: ignore[no-any-return]
+        return self.student(view, hiding, self.taps, query(self.narrows, mask, view).index)  # type: ignore[no-any-return]
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Teachers that learn from the data before training (codebooks) do so, each from the same batches."""
@@ -323,6 +330,15 @@ def _meet(said: Any, target: Target, step: Pass, wanted: Query) -> Prediction:
 def _others(step: Pass, passes: Sequence[Pass]) -> list[Encoded]:
     """What the student made of the same view under its other mask folds."""
     return [other.encoded for other in passes if other.view is step.view and other is not step]
+
+
+def _narrows(recipe: Recipe) -> Where | None:
+    """Where alone the student's final tokens are read, if that is so of every term and the student can make use of it."""
+    terms, wheres = recipe.terms.values(), {term.where for term in recipe.terms.values()}
+    pointwise = all(term.head.reads_asked and not term.teacher.reads_folds for term in terms)
+    if not (recipe.student.can_narrow and pointwise and len(wheres) == 1 and wheres < {"hidden", "visible"}):
+        return None
+    return wheres.pop()
 
 
 def query(where: Where, mask: Mask, view: View) -> Query:

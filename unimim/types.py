@@ -25,6 +25,12 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
     return flat.view(*index.shape, *x.shape[2:])
 
 
+def sequence_rows(index: Tensor, num_prefix: int) -> Tensor:
+    """Places (B, P + M) of the P prefix tokens and of the grid positions index (B, M) in a sequence of P + N tokens."""
+    prefix = torch.arange(num_prefix, device=index.device).expand(len(index), -1)
+    return torch.cat([prefix, index + num_prefix], 1)
+
+
 def scatter(x: Tensor, index: Tensor, base: Tensor) -> Tensor:
     """A copy of base (B, N, D) whose rows at index (B, M) int64 are x (B, M, D)."""
     return base.scatter(1, index.unsqueeze(-1).expand(-1, -1, base.shape[-1]), x.to(base.dtype))

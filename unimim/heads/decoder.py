@@ -19,7 +19,7 @@ class Decoder(Head):
 
     `place` puts every visible token on its own grid position and one learned mask token on the others; a dense student's
     tokens already stand there. Prefix tokens take part. Follows facebookresearch/mae @ efb2a80, models_mae.py, which
-    predicts everywhere; here the last projection is applied where it is asked for.
+    predicts everywhere; here the last block and the last projection are asked only where it is.
     """
 
     class Config(Head.Config):
@@ -72,13 +72,17 @@ class Decoder(Head):
             everywhere = self.mask_token.to(tokens.dtype).expand(len(tokens), len(self.positions), -1)
             tokens = scatter(tokens, encoded.index, everywhere)
         x = torch.cat([prefix, tokens + self.positions], 1)
-        for block in self.blocks:
+        rows = _rows(query, prefix.shape[1], len(x), x.device)
+        for block in self.blocks[:-1]:
             x, _ = block(x)
-        num_prefix = prefix.shape[1]
-        if query.index is None:
-            wanted = x[:, :1]
-        else:
-            wanted = gather(x, query.index + num_prefix)
-            if query.include_class:
-                wanted = torch.cat([x[:, :1], wanted], 1)
+        wanted = self.blocks[-1](x, None, rows)[0] if self.blocks else gather(x, rows)
         return self.proj(self.norm(wanted))  # type: ignore[no-any-return]
+
+
+def _rows(query: Query, num_prefix: int, batch: int, device: torch.device) -> Tensor:
+    """Places (B, M) in the sequence of what is queried; the class token is the first."""
+    first = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    if query.index is None:
+        return first
+    places = query.index + num_prefix
+    return torch.cat([first, places], 1) if query.include_class else places

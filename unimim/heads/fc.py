@@ -30,6 +30,10 @@ class FC(Head):
             return True
 
         @property
+        def reads_asked(self) -> bool:
+            return True
+
+        @property
         def label(self) -> str:
             return "FC"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..types import gather, scatter
+from ..types import gather, scatter, sequence_rows
 from .batchnorm import BatchNorm
 from .blocks import Attention, Block, attend, init_truncated, init_xavier, truncated_normal
 from .codebooks import lloyd_step, nearest, seed_codes
@@ -38,6 +38,7 @@ __all__ = [
     "relative_index",
     "scatter",
     "seed_codes",
+    "sequence_rows",
     "sincos_2d",
     "to_units",
     "truncated_normal",

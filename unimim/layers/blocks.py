@@ -10,6 +10,8 @@ from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..types import gather
+
 QkvBias = Literal["qkv", "qv", "none"]
 
 
@@ -28,18 +30,32 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        mixed = attend(*self.split(x), bias, self.dropout if self.training else 0.0)
-        return self.proj(mixed.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+        return self._mix(*self.split(x), bias)
+
+    def at(self, x: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+        """Its output (B, M, D) at rows (B, M), places in the sequence x (B, L, D); bias (1, heads, L, L) or None."""
+        dim, for_all = x.shape[-1], self._qkv_bias()
+        for_q, for_kv = (None, None) if for_all is None else (for_all[:dim], for_all[dim:])
+        q = F.linear(gather(x, rows), self.qkv.weight[:dim], for_q).unflatten(-1, (self.num_heads, -1))
+        k, v = F.linear(x, self.qkv.weight[dim:], for_kv).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        if bias is not None:
+            by_query = bias[0].transpose(0, 1)
+            bias = by_query.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2)
+        return self._mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias)
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        mixed = attend(q, k, v, bias, self.dropout if self.training else 0.0)
+        return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, heads, L, d) of x (B, L, D)."""
-        batch, length, _ = x.shape
-        qkv_bias: Tensor | None = self.qkv.bias
-        if self.q_bias is not None and self.v_bias is not None:
-            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, qkv_bias)
-        q, k, v = qkv.view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
+        q, k, v = F.linear(x, self.qkv.weight, self._qkv_bias()).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _qkv_bias(self) -> Tensor | None:
+        if self.q_bias is None or self.v_bias is None:
+            return self.qkv.bias
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
@@ -83,19 +99,23 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.recompute = False
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B, L, D) -> stream (B, L, D), MLP branch (B, L, D).
 
         context: what the attention reads beside x; for `Attention` a bias broadcastable to (B, heads, L, L).
+        rows (B, M): places in the sequence whose stream and branch (B, M, D) are wanted; the others are mixed in, and spared
+        the rest. The attention must be `Attention`, its bias the same for all images.
         With `recompute` set only the input is kept for the backward pass, which computes the rest once more.
         """
         if self.recompute and torch.is_grad_enabled():
-            outputs: tuple[Tensor, Tensor] = checkpoint(self._run, x, context, use_reentrant=False)
+            outputs: tuple[Tensor, Tensor] = checkpoint(self._run, x, context, rows, use_reentrant=False)
             return outputs
-        return self._run(x, context)
+        return self._run(x, context, rows)
 
-    def _run(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), context)))
+    def _run(self, x: Tensor, context: Tensor | None, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        normed = self.norm1(x)
+        mixed = self.attn(normed, context) if rows is None else self.attn.at(normed, context, rows)
+        x = (x if rows is None else gather(x, rows)) + self.drop_path(self.ls1(mixed))
         branch = self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return x + branch, branch
 

@@ -16,7 +16,7 @@ from ..axes import Student
 from ..layers.blocks import Block, QkvBias, init_truncated, init_xavier, truncated_normal
 from ..layers.patches import check_patches, check_pixels, pair
 from ..layers.positions import RelativePositionBias, resize_relative, sincos_2d
-from ..types import Encoded, Geometry, Mask, Size, Tap, View, gather
+from ..types import Encoded, Geometry, Mask, Size, Tap, View, gather, sequence_rows
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES: Mapping[str, Mapping[str, int]] = {
@@ -108,6 +108,11 @@ class ViT(Student):
         @property
         def can_resize(self) -> bool:
             return self.relative_positions == "none"
+
+        @property
+        def can_narrow(self) -> bool:
+            """A subclass with a forward of its own says so itself."""
+            return self.dense and self.component.forward is ViT.forward
 
         @property
         def num_blocks(self) -> int:
@@ -208,31 +213,35 @@ class ViT(Student):
         if self.config.positions == "learned" and self.pos_embed is not None:
             truncated_normal(self.pos_embed)
 
-    def forward(self, view: View, mask: Mask | None = None, taps: Sequence[Tap] = ()) -> Encoded:
+    def forward(
+        self, view: View, mask: Mask | None = None, taps: Sequence[Tap] = (), asked: Tensor | None = None
+    ) -> Encoded:
         """view.image (B, C, H, W) of the configured size, or another if it can resize, -> Encoded.
 
-        With `drop` its index is mask.visible_index.
+        With `drop` its index is mask.visible_index. With asked (B, M) the last block asks and answers for these alone.
         """
         tokens, kept = self.embed(view, mask)
         sequence = None
         if kept is not None and self.config.relative_positions != "none":
-            prefix = torch.arange(self.num_prefix, device=kept.device).expand(len(kept), -1)
-            sequence = torch.cat([prefix, kept + self.num_prefix], 1)
+            sequence = sequence_rows(kept, self.num_prefix)
         bias = self.shared_bias(sequence) if self.shared_bias is not None else None
+        rows = None if asked is None else sequence_rows(asked, self.num_prefix)
         found = {}
         for number, block in enumerate(self.blocks):
             own = self.block_bias[number](sequence) if self.block_bias else bias
-            tokens, branch = block(tokens, own)
+            tokens, branch = block(tokens, own, rows if number == len(self.blocks) - 1 else None)
             found.update({tap: tokens if tap.point == "block" else branch for tap in taps if tap.block == number})
         tokens = self.norm(tokens)
         prefix, tokens = tokens[:, : self.num_prefix], tokens[:, self.num_prefix :]
         grid = self._grid(view)
-        return Encoded(tokens, prefix, grid, kept, found, view.box, view.flip, normed=self.config.final_norm)
+        index = kept if asked is None else asked
+        return Encoded(tokens, prefix, grid, index, found, view.box, view.flip, normed=self.config.final_norm)
 
     def embed(self, view: View, mask: Mask | None = None) -> tuple[Tensor, Tensor | None]:
         """The sequence (B, P + L, D) that enters the first block, and the kept positions (B, L) if patches were dropped."""
         positions = self._positions(self._grid(view))
-        tokens = self.patch_embed((view.pixels() - self.mean) / self.std)
+        pixels = (view.pixels() - self.mean) / self.std
+        tokens = self.patch_embed(pixels.to(self.patch_embed.proj.weight.dtype))
         if mask is not None and self.mask_token is not None:
             masked = mask.hidden if mask.source is None else mask.source < 0
             shown = tokens if mask.source is None else gather(tokens, mask.source.clamp_min(0))

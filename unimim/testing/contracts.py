@@ -38,6 +38,8 @@ from ..types import (
     Target,
     TargetSpec,
     View,
+    gather,
+    sequence_rows,
 )
 
 Named = str | Mapping[str, Any] | Component.Config
@@ -190,6 +192,8 @@ def check_student(student: Named) -> None:
         _check_taps(must, built, view, mask)
         if mask is not None:
             _check_blind(must, built, view, mask)
+            if config.can_narrow:
+                _check_narrow(must, built, view, mask)
     nothing = Mask.from_hidden(torch.zeros(2, geometry.num_tokens, dtype=torch.bool), 0)
     idle = built(view, nothing).tokens if config.can_hide else whole
     other = geometry.masked is not None  # tokens of a masked image are another part's
@@ -199,6 +203,20 @@ def check_student(student: Named) -> None:
     torch.autograd.backward(_weighted(encoded.tokens) + _weighted(encoded.prefix))
     _check_gradients(must, built)
     _check_layers(must, built)
+
+
+def _check_narrow(must: Must, student: Any, view: View, mask: Mask) -> None:
+    """Asked for some positions, it says of them, and of the prefix, what it says when all are asked for."""
+    last = [Tap(student.config.num_blocks - 1, point) for point in ("block", "mlp")]
+    index, num_prefix = mask.hidden_index, student.config.num_prefix
+    whole, narrow = student(view, mask, last), student(view, mask, last, index)
+    must(narrow.index is index, "its Config says can_narrow, so Encoded.index must be the positions asked")
+    pairs = {"tokens": (narrow.tokens, whole.at(index)), "prefix": (narrow.prefix, whole.prefix)}
+    for tap in last:
+        pairs[f"tap {tap}"] = narrow.taps[tap], gather(whole.taps[tap], sequence_rows(index, num_prefix))
+    for name, (seen, wanted) in pairs.items():
+        same = seen.shape == wanted.shape and _difference(seen, wanted) < 1e-4
+        must(same, f"narrowed to the positions asked, {name} must stay what they are")
 
 
 def _check_encoded(must: Must, encoded: Encoded, config: Any, view: View, mask: Mask | None) -> None:
@@ -282,6 +300,12 @@ def check_head(head: Named, student: Named = TOY, out_dim: int = 5) -> None:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         preds = _predict(built, encoded, ask(index, mask.hidden_valid))
         _check_predictions(must, preds, (batch, count, out_dim), "at hidden positions")
+        if config.reads_asked and pupil.can_narrow:
+            narrowed = _predict(built, encoder(view, shown, config.taps, index), ask(index, mask.hidden_valid))
+            same = all(torch.allclose(a, b, atol=1e-5) for a, b in zip(narrowed, preds, strict=True))
+            must(
+                same, "its Config says reads_asked, but it predicts otherwise where the student answers for these alone"
+            )
         image = _predict(built, encoded, ask(None))
         _check_predictions(must, image, (batch, 1, out_dim), "of the image (query.index None)")
         copied = _all(built.momentum_copy().target(encoded, ask(None)))

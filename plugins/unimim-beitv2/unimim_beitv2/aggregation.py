@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from unimim import Encoded, Head, Query, Student, Tap
-from unimim.layers import Block, RelativePositionBias, init_truncated
+from unimim.layers import Block, RelativePositionBias, init_truncated, sequence_rows
 
 
 class Aggregation(Head):
@@ -50,6 +50,10 @@ class Aggregation(Head):
             return True
 
         @property
+        def reads_asked(self) -> bool:
+            return self.early != self.last
+
+        @property
         def taps(self) -> tuple[Tap, ...]:
             return tuple(dict.fromkeys((Tap(self.early), Tap(self.last))))
 
@@ -75,21 +79,21 @@ class Aggregation(Head):
 
     def forward(self, encoded: Encoded, query: Query) -> tuple[Tensor, Tensor]:
         """-> two predictions (B, M, out_dim); (B, 1, out_dim) from the class tokens for the image."""
-        stream = self.aggregate(encoded)
-        num_prefix = encoded.prefix.shape[1]
-        second = Encoded(stream[:, num_prefix:], stream[:, :num_prefix], encoded.grid, normed=False)
+        second = self.aggregate(encoded, query.index)
         norm, linear = self.norm or self.student[0].norm, self.branch or self.proj
         return self.proj(encoded.asked(query)), linear(norm(second.asked(query)))
 
-    def aggregate(self, encoded: Encoded) -> Tensor:
-        """y (B, P + N, D)."""
+    def aggregate(self, encoded: Encoded, asked: Tensor | None = None) -> Encoded:
+        """y, without a final norm; with asked (B, M) the last block answers for these positions and the prefix alone."""
         taps, num_prefix = encoded.taps, encoded.prefix.shape[1]
         y = torch.cat([taps[Tap(self.config.last)][:, :num_prefix], taps[Tap(self.config.early)][:, num_prefix:]], 1)
         shared = self.student[0].shared_bias
         bias = None if shared is None else shared()
-        for number, block in enumerate(self.blocks):
-            y, _ = block(y, self.block_bias[number]() if self.block_bias else bias)
-        return y
+        rows = None if asked is None else sequence_rows(asked, num_prefix)
+        for number, block in enumerate(self.blocks, 1):
+            own = self.block_bias[number - 1]() if self.block_bias else bias
+            y, _ = block(y, own, rows if number == len(self.blocks) else None)
+        return Encoded(y[:, num_prefix:], y[:, :num_prefix], encoded.grid, asked, normed=False)
 
 
 def _block(number: int, config: Aggregation.Config, like: Any) -> Block:

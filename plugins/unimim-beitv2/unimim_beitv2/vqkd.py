@@ -33,15 +33,17 @@ class VQKD(Teacher):
     unimim trained (head vqkd) has the student of its recipe for ViT, with that student's pixel statistics. Distances are
     squared and Euclidean, as officially, which on unit vectors is the same code; the first one wins a tie. Follows
     microsoft/unilm @ 768a3c8, beit2/modeling_vqkd.py and norm_ema_quantizer.py.
-    Deviations: float32 outside autocast (officially float16 on CUDA, where 0.3 % of random vectors get another code); no
-    one-hot matrix and no count of used codes, which the official tokenizer keeps updating while it is frozen; pixels are
-    always those of [0, 1], where the official code looks at the greatest of the batch to tell.
+    Deviations: the configured precision outside autocast, codes float32 (officially float16 on CUDA, where 0.3 % of random
+    vectors get another code); no one-hot matrix and no count of used codes, which the official tokenizer keeps updating
+    while it is frozen; pixels are always those of [0, 1], where the official code looks at the greatest of the batch to
+    tell.
     """
 
     class Config(Teacher.Config):
         """checkpoint: an official file of VQ-KD (with CLIP or DINO as its teacher), whose sizes are the defaults; or the
         weights folder of a run of recipe vqkd; None: random weights, for trials of the machinery only.
         dim, depth, num_heads, patch_size: the encoder's.  num_codes, code_dim: codes c (num_codes, code_dim).
+        precision: of the encoder's weights and computation; distances to codes are float32. Ids at near-ties depend on it.
         """
 
         name: Literal["vqkd"] = "vqkd"
@@ -52,6 +54,7 @@ class VQKD(Teacher):
         num_heads: int = Field(12, gt=0, le=2**16)
         num_codes: int = Field(8192, gt=1, le=2**20)
         code_dim: int = Field(32, gt=0, le=2**16)
+        precision: Literal["float32", "bfloat16"] = "float32"
 
         @model_validator(mode="after")
         def _divides(self) -> VQKD.Config:
@@ -93,11 +96,13 @@ class VQKD(Teacher):
                 self.load_state_dict(found.state)
             except RuntimeError as error:
                 raise ValueError(f"teacher vqkd: {config.checkpoint} does not fit: {error}") from None
+        for part in (self.encoder, self.project):
+            part.to(getattr(torch, config.precision))
 
     def forward(self, view: View, mask: Mask | None = None) -> Target:
         """tokens (B, N) int64."""
         with torch.autocast(view.image.device.type, enabled=False):
-            z = F.normalize(self.features(view), dim=-1)
+            z = F.normalize(self.features(view).float(), dim=-1)
             return Target(nearest(z.flatten(0, 1), self.codes).view(z.shape[:2]))
 
     def features(self, view: View) -> Tensor:
