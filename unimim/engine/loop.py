@@ -181,12 +181,10 @@ def backward(model: nn.Module, trainable: Trainable, batches: list[Batch], plan:
     sums: dict[str, Tensor] = {}
     for part, batch in enumerate(batches):
         torch.manual_seed(_seed(plan.seed, step, rank() * len(batches) + part))  # drop path, dropout
-        with (
-            accumulating(model, part == len(batches) - 1),
-            torch.autocast(batch.index.device.type, torch.bfloat16, plan.precision == "bfloat16"),
-        ):
-            losses = model(batch, totals)
-            losses["loss"].backward()
+        with accumulating(model, part == len(batches) - 1):
+            with torch.autocast(batch.index.device.type, torch.bfloat16, plan.precision == "bfloat16"):
+                losses = model(batch, totals)
+            losses["loss"].backward()  # outside: autocast holds its copies of all weights until it is left
         sums = {name: value.detach() + sums.get(name, 0.0) for name, value in losses.items()}
     return sums
 
