@@ -86,14 +86,14 @@ class Layout:
         kept = [*encode(target.tokens, self.precision)] if ids is None else [target.tokens.to(ids)]
         kept += [] if target.image is None else encode(target.image, self.precision)
         kept += [] if target.saliency is None else [target.saliency.float()]
-        return torch.cat([part.flatten(1).contiguous().view(torch.uint8) for part in kept], 1)
+        return torch.cat([_packed(part.flatten(1)).view(torch.uint8) for part in kept], 1)
 
     def unpack(self, rows: Tensor) -> Target:
         """Rows (B, num_bytes) uint8 -> the target of B images."""
         parts, first = [], 0
         for dtype, shape in self._fields():
             last = first + dtype.itemsize * math.prod(shape)
-            parts.append(rows[:, first:last].contiguous().view(dtype).view(-1, *shape))
+            parts.append(_packed(rows[:, first:last]).view(dtype).view(-1, *shape))
             first = last
         size = 2 if self.precision == "int8" else 1
         if self._ids() is None:
@@ -117,3 +117,8 @@ class Layout:
         fields = vectors(*self.tokens) if ids is None else [(ids, self.tokens)]
         fields += vectors(1, self.image) if self.image else []
         return fields + ([(torch.float32, self.tokens[:1])] if self.saliency else [])
+
+
+def _packed(x: Tensor) -> Tensor:
+    """A copy whose bytes lie as another dtype wants them: `contiguous` minds neither strides of length 1 nor alignment."""
+    return x.clone(memory_format=torch.contiguous_format)
