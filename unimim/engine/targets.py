@@ -133,19 +133,23 @@ def open_cache(
     device: torch.device,
     say: Callable[[str], None],
 ) -> Iterator[TargetCache]:
-    """The cache in run.target_cache for the targets that `objective` replays; one that does nothing without that folder.
+    """The cache in run.target_cache for the targets that `objective` replays; one that does nothing if there are none.
 
     Every process opens it for itself, one after the other on a host: the first makes what is missing. Raises ValueError if
-    nothing is replayed, if teachers are sharded, or if it cannot fit, with its size. A folder that cannot be written is said.
+    teachers are sharded, or if it cannot fit, with its size. A folder that cannot be written is said.
     """
-    if run.target_cache is None:
+    if run.target_cache is None or not hasattr(
+        objective, "replayed"
+    ):  # an evaluation, trained with the Run of its subject
         yield TargetCache()
         return
-    replayed = objective.replayed() if hasattr(objective, "replayed") else {}
+    replayed = objective.replayed()
     if not replayed:
-        raise ValueError(
-            "run.target_cache: nothing is replayed; add replay.crops=1 to the recipe (it changes the result), or leave it out"
+        say(
+            "target cache not used: nothing is replayed; replay.crops=1 in the recipe replays crops (it changes the result)"
         )
+        yield TargetCache()
+        return
     replaying: Replaying = objective
 
     def ask(batch: Batch) -> dict[str, Target]:
