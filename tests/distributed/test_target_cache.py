@@ -12,6 +12,8 @@ from tests.engine.toys import SMOOTH
 from .test_two_processes import assert_equal, assert_same
 from .worker import launch, main
 
+DVAE = "teacher={name: dvae, weights: null, num_hidden: 4, vocab_size: 32, blocks_per_group: 1}"
+
 CHANGES = (SMOOTH, "student.drop_path=0", "replay.crops=1")
 
 
@@ -26,3 +28,8 @@ def test_two_processes_fill_one_cache_and_read_it(tmp_path: Path) -> None:
     assert_same(tmp_path / "one", tmp_path / "reading")
     launch("beit-micro", tmp_path / "whole", *CHANGES, target_cache=tmp_path / "cache", parallel="fsdp")
     assert_same(tmp_path / "one", tmp_path / "whole")
+
+
+def test_a_sharded_teacher_cannot_be_asked_by_one_process_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a teacher that is sharded must be asked by all processes"):
+        main("beit-micro", tmp_path, DVAE, "replay.crops=1", target_cache=tmp_path / "cache", parallel="fsdp")

@@ -243,7 +243,7 @@ def test_a_recipe_that_replays_nothing_has_no_cache(tmp_path: Path) -> None:
     said: list[str] = []
     with opened(toys.recipe(), tmp_path / "cache", said) as cache:
         assert not cache.rows
-    assert "nothing is replayed; replay.crops=1 in the recipe" in said[0]
+    assert "the recipe replays nothing; replay.crops=1" in said[0]
     assert not (tmp_path / "cache").exists()
 
 

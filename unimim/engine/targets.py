@@ -138,16 +138,14 @@ def open_cache(
     Every process opens it for itself, one after the other on a host: the first makes what is missing. Raises ValueError if
     teachers are sharded, or if it cannot fit, with its size. A folder that cannot be written is said.
     """
-    if run.target_cache is None or not hasattr(
-        objective, "replayed"
-    ):  # an evaluation, trained with the Run of its subject
-        yield TargetCache()
-        return
-    replayed = objective.replayed()
-    if not replayed:
-        say(
-            "target cache not used: nothing is replayed; replay.crops=1 in the recipe replays crops (it changes the result)"
-        )
+    replayed = (
+        objective.replayed() if hasattr(objective, "replayed") else None
+    )  # evaluations train with their subject's Run
+    if run.target_cache is None or not replayed:
+        if run.target_cache and replayed is not None:
+            say(
+                "target cache not used: the recipe replays nothing; replay.crops=1 makes crops come again, another result"
+            )
         yield TargetCache()
         return
     replaying: Replaying = objective
