@@ -81,7 +81,8 @@ class Sampling:
                 weights = _folds([sample.weight[view] for sample in samples])
                 folds = [replace(mask, weight=weight) for mask, weight in zip(folds, weights, strict=True)]
             masks[view] = tuple(folds)
-        return Batch(views, masks, torch.tensor([sample.index for sample in samples]), samples[0].crop)
+        (crop,) = {sample.crop for sample in samples}  # a batch is of one epoch
+        return Batch(views, masks, torch.tensor([sample.index for sample in samples]), crop)
 
 
 def _folds(drawn: Sequence[Tensor]) -> Tensor:
