@@ -26,7 +26,7 @@ BASE = {
     "releases",
 }
 FAMILIES = {"students", "teachers", "norms", "heads", "losses", "masks", "views"}
-COMPOSED = BASE | {"registry", "axes", "layers", "recipe", "drift", "health", "objective", "sampling"}
+COMPOSED = BASE | {"registry", "axes", "layers", "targets", "recipe", "drift", "health", "objective", "sampling"}
 JOINED = COMPOSED | FAMILIES | {"engine", "weights", "training"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in BASE},
@@ -34,17 +34,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "axes": {"registry", "types", "schedule"},
     "layers": {"types", "world"},
     **{family: {"axes", "layers", "registry", *BASE} for family in FAMILIES},
+    "targets": {"types"},
     "recipes": {"provenance"},
     "builtin": {"hooks", "recipes", "releases", "teachers"},
     "fetching": {"releases"},
-    "recipe": {"registry", "axes", "schedule", "types", "provenance", "plain", "hooks"},
+    "recipe": {"registry", "axes", "schedule", "types", "targets", "provenance", "plain", "hooks"},
     "drift": {"recipe"},
     "sampling": {"recipe", "axes", "types", "address"},
     "health": {"recipe", "types"},
-    "objective": {"health", "recipe", "axes", "layers", "registry", "types", "address"},
+    "objective": {"health", "recipe", "targets", "axes", "layers", "registry", "types", "address"},
     "schema": {"registry", "recipe", "hooks"},
     "scaffold": {"registry"},
-    "engine": {"types", "schedule", "world", "address", "loggers", "terminal"},
+    "engine": {"types", "targets", "schedule", "world", "address", "loggers", "terminal"},
     "weights": COMPOSED | {"engine"},
     "training": COMPOSED | {"engine", "weights"},
     "replay": COMPOSED | {"engine", "training"},

@@ -174,6 +174,12 @@ class Teacher(Component, nn.Module):
             return False
 
         @property
+        def cacheable(self) -> bool:
+            """Its target is the same whenever it sees the same crop. Also False where that costs less than keeping it."""
+            changing = self.moves or self.needs_mask or self.reads_folds or self.differentiable or self.batch_statistics
+            return not changing
+
+        @property
         def taps(self) -> tuple[Tap, ...]:
             """Places of the student it reads, for teachers made of the student."""
             return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from .health import agreement, target_health, warnings
 from .layers.blocks import Block
 from .recipe import Recipe, Term, Where
 from .registry import Component
+from .targets import Replayed, rounded
 from .types import Batch, Encoded, Mask, Penalized, Progress, Query, Rendition, Target, View, gather
 
 
@@ -196,6 +197,37 @@ class Objective(nn.Module):
         finally:  # also for a head that has seen enough before the last batch
             self.student.train(training)
 
+    def replayed(self) -> dict[str, Replayed]:
+        """The targets that come again with their crops, by "<teacher>/<view>"; none unless the recipe replays any."""
+        recipe, found = self.recipe, {}
+        geometry = self.student.geometry
+        seen = {"image": geometry.image, "grid": geometry.grid, "channels": geometry.channels}
+        for branch in self.terms.values():
+            teacher = branch.teacher[0]
+            if recipe.replay is None or not teacher.config.cacheable:
+                continue
+            about = {
+                "teacher": teacher.config.model_dump(mode="json"),
+                "rendition": teacher.rendition and asdict(teacher.rendition),
+                "view": branch.term.view,
+                "views": recipe.views.model_dump(mode="json"),
+                "student": seen,
+                "replay": recipe.replay.model_dump(),
+                "precision": recipe.precision,
+                "seed": recipe.seed,
+            }
+            vocabulary = teacher.spec.dim if teacher.spec.discrete else None
+            replay = recipe.replay
+            found[self._name(branch)] = Replayed(teacher, replay.precision, vocabulary, replay.crops, about)
+        return found
+
+    @torch.no_grad()
+    def ask(self, batch: Batch) -> dict[str, Target]:
+        """What `replayed` teachers say of a batch, rounded: its `targets`. What it brings already is not asked for again."""
+        seen: dict[Any, Target] = {}
+        asked = [branch for branch in self.terms.values() if branch.term.teacher.cacheable]
+        return {self._name(branch): self._target(branch, batch, None, seen) for branch in asked}
+
     @property
     def needs_fit(self) -> bool:
         return any(part.needs_fit for part in self._learners())
@@ -259,10 +291,13 @@ class Objective(nn.Module):
         return [*self._teachers(), *(branch.head for branch in self.terms.values())]
 
     def _target(
-        self, branch: Branch, batch: Batch, mask: Mask, seen: dict[Any, Target], others: Sequence[Encoded] = ()
+        self, branch: Branch, batch: Batch, mask: Mask | None, seen: dict[Any, Target], others: Sequence[Encoded] = ()
     ) -> Target:
-        """The teacher's answer, asked once for each view (and fold, if that matters to it) whoever listens."""
+        """The teacher's answer, asked once for each view (and fold, if that matters to it) whoever listens; not at all if
+        the batch brings it."""
         teacher, view, config = branch.teacher[0], branch.term.view, branch.term.teacher
+        if self._name(branch) in batch.targets:
+            return batch.targets[self._name(branch)]
         key = (teacher, view, id(mask) if config.needs_mask or config.reads_folds else None)
         if key not in seen:
             with torch.set_grad_enabled(config.differentiable and torch.is_grad_enabled()):
@@ -270,7 +305,14 @@ class Objective(nn.Module):
                     seen[key] = teacher.from_folds(others)
                 else:
                     seen[key] = teacher(batch.views[view], mask if config.needs_mask else None)
+            if self.recipe.replay and config.cacheable:
+                seen[key] = rounded(seen[key], self.recipe.replay.precision)
         return seen[key]
+
+    def _name(self, branch: Branch) -> str:
+        """ "<teacher>/<view>": what the branch's target is called in a batch."""
+        teacher = next(name for name, teacher in self.teachers.items() if teacher is branch.teacher[0])
+        return f"{teacher}/{branch.term.view}"
 
     def _draw_masks(self, batch: Batch, seen: dict[Any, Target]) -> Batch:
         """Replace the loader's placeholders by masks that follow the saliency of the first term's teacher."""
@@ -285,7 +327,7 @@ class Objective(nn.Module):
             for view, mask in self.recipe.masks.items()
             if mask.reads_saliency
         }
-        return Batch(batch.views, {**batch.masks, **drawn}, batch.index)
+        return replace(batch, masks={**batch.masks, **drawn})
 
     def _weight(self, wanted: Query, num_images: int, name: str) -> Tensor | int:
         if self.recipe.reduction == "images" or wanted.index is None or self.recipe.terms[name].loss.joint:

@@ -19,6 +19,7 @@ from .plain import MAX_CHARACTERS, MAX_DEPTH, read_yaml
 from .provenance import uncite
 from .registry import ForeignError, did_you_mean, foreign_code, plugins
 from .schedule import Frozen, Optimization, Schedule
+from .targets import Precision
 from .types import Size
 
 Where = Literal["hidden", "visible", "all", "all+class", "image"]
@@ -43,6 +44,17 @@ class Term(Frozen):
     @field_serializer("weight")
     def _bare_number(self, weight: Schedule) -> Any:
         return weight.bare()
+
+
+class Replay(Frozen):
+    """Crops that come again, so that what frozen teachers say of them can be kept; masks are drawn anew every epoch.
+
+    crops: epoch e sees each image in the crop of epoch e mod crops.
+    precision: what their vectors are rounded to, kept or not; "int8" by vector, round(127 x / max |x|).
+    """
+
+    crops: int = Field(ge=1, le=2**20)
+    precision: Precision = "bfloat16"
 
 
 class Recipe(Frozen):
@@ -70,6 +82,7 @@ class Recipe(Frozen):
     batch: int = Field(gt=0, le=2**20)
     epochs: float = Field(gt=0, le=1e6)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    replay: Replay | None = Field(None, exclude_if=lambda replay: replay is None)
     seed: int = Field(0, ge=0, lt=2**32)
     provenance: dict[str, str] = Field(default_factory=dict)
 
@@ -92,6 +105,11 @@ class Recipe(Frozen):
         problems = [*_student_problems(self)]
         for name, term in self.terms.items():
             problems += [f"terms.{name}: {problem}" for problem in _term_problems(self, term)]
+        if self.replay and not any(term.teacher.cacheable for term in self.terms.values()):
+            names = ", ".join(dict.fromkeys(term.teacher.name for term in self.terms.values()))
+            problems.append(
+                f"replay: nothing to replay: {names} says something else every time, or costs nothing to ask"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -22,10 +22,11 @@ class Sample:
     """One image, ready: views of batch size 1, and what was drawn for every view the student sees.
 
     hidden (K, N) bool; source (K, N) int64 where hidden patches may show others; group (K, N) int64 where they are dealt to
-    groups; weight (K, N) float32 where positions count differently.
+    groups; weight (K, N) float32 where positions count differently.  crop: which of its replayed crops the image is in.
     """
 
     index: int
+    crop: int
     views: dict[str, View]
     hidden: dict[str, Tensor]
     source: dict[str, Tensor]
@@ -34,10 +35,13 @@ class Sample:
 
 
 class Sampling:
-    """Crops and masks of a recipe, as pure functions of (seed, epoch, index). Picklable; runs in loader workers."""
+    """Crops and masks of a recipe, as pure functions of (seed, epoch, index). Picklable; runs in loader workers.
+
+    A recipe that replays crops has those of epoch `epoch % crops`.
+    """
 
     def __init__(self, recipe: Recipe, geometry: Geometry, renditions: Sequence[Rendition] = ()) -> None:
-        self.seed, self.size = recipe.seed, geometry.image
+        self.seed, self.size, self.replay = recipe.seed, geometry.image, recipe.replay
         self.renditions = tuple(renditions)
         self.views: Views = recipe.views.build()
         self.masks: dict[str, MaskSampler] = {view: mask.build() for view, mask in recipe.masks.items()}
@@ -46,7 +50,9 @@ class Sampling:
 
     def __call__(self, image: Tensor, epoch: int, index: int) -> Sample:
         """image uint8 (C, H, W) -> its sample in that epoch."""
-        views = self.views.sample(image, rng(self.seed, epoch, index, CROPS), self.size, self.renditions)
+        crop = epoch % self.replay.crops if self.replay else 0
+        draws = rng(self.seed, crop if self.replay else epoch, index, CROPS)
+        views = self.views.sample(image, draws, self.size, self.renditions)
         draws = rng(self.seed, epoch, index, MASKS)
         drawn = {view: sampler.sample(self.grids[view], draws) for view, sampler in self.masks.items()}
         shown, dealt, weighed = {}, {}, {}
@@ -58,7 +64,7 @@ class Sampling:
             if sampler.config.weighs:
                 weighed[view] = sampler.weight(drawn[view], self.grids[view])
         tensors = ({v: torch.from_numpy(array) for v, array in part.items()} for part in (drawn, shown, dealt, weighed))
-        return Sample(index, views, *tensors)
+        return Sample(index, crop, views, *tensors)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         views = {name: stack([sample.views[name] for sample in samples]) for name in samples[0].views}
@@ -75,7 +81,8 @@ class Sampling:
                 weights = _folds([sample.weight[view] for sample in samples])
                 folds = [replace(mask, weight=weight) for mask, weight in zip(folds, weights, strict=True)]
             masks[view] = tuple(folds)
-        return Batch(views, masks, torch.tensor([sample.index for sample in samples]))
+        (crop,) = {sample.crop for sample in samples}  # a batch is of one epoch
+        return Batch(views, masks, torch.tensor([sample.index for sample in samples]), crop)
 
 
 def _folds(drawn: Sequence[Tensor]) -> Tensor:

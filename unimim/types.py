@@ -183,12 +183,15 @@ class Batch(_Tensors):
     """One micro-batch: named views, and for every view the student sees its mask folds (K masks).
 
     index (B,) int64: the address of each image in the data set. An empty tuple of folds means that the mask is drawn on
-    the device from a teacher's saliency.
+    the device from a teacher's saliency.  crop: which of its replayed crops every image is in.  targets: what teachers say
+    of it, where that is known already, by "<teacher>/<view>".
     """
 
     views: Mapping[str, View]
     masks: Mapping[str, tuple[Mask, ...]]
     index: Tensor
+    crop: int = 0
+    targets: Mapping[str, Target] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -275,7 +278,7 @@ class TargetSpec:
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(_Tensors):
     """What a teacher says of every image.
 
     tokens (B, N, dim) float, or (B, N) int64 ids.  image (B, 1, dim): the image as a whole, from teachers that have it.

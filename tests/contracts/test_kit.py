@@ -100,6 +100,7 @@ TEACHERS = {
     r"lie in \[0, 8\)": ids(lambda x: x.long().clamp(0, 7) + 7),
     "vectors must be floating point": bad(Pixel, forward=tokens(lambda self, x: x.long())),
     "picture must be": bad(Pixel, picture=lambda self, x: x),
+    "its Config must say moves": bad(Pixel, {"cacheable": True}, on_step_end=lambda self, p: self.std.mul_(2)),
     "after on_step_end these are not finite": bad(Pixel, on_step_end=lambda self, p: self.std.fill_(torch.nan)),
 }
 NORMS = {

@@ -18,6 +18,7 @@ from tests.distributed.every import names, tiny
 from unimim import Objective, Sampling
 from unimim.engine.loop import Guard, Meters, clip
 from unimim.engine.optim import make_optimizer, set_decay, set_rate
+from unimim.recipe import Replay
 from unimim.testing import absent_gpu, check_static_step
 from unimim.testing.static import two_processes
 
@@ -57,6 +58,11 @@ def test_what_does_not_wait_is_let_through() -> None:
 @pytest.mark.parametrize("name", [name for name in names() if not name.endswith(("-large", "-huge"))])
 def test_no_recipe_waits_for_the_device(name: str, tiny_clip: Path) -> None:
     check_static_step(tiny(name, tiny_clip))
+
+
+def test_rounding_targets_does_not_wait_for_the_device(tiny_clip: Path) -> None:
+    replay = Replay(crops=1, precision="int8")
+    check_static_step(tiny("maskdistill", tiny_clip).model_copy(update={"replay": replay}), compiled=True)
 
 
 @pytest.mark.parametrize("name", ["mae", "maskdistill", "simmim"])

@@ -16,6 +16,7 @@ from unimim import Recipe
 from unimim.evaluation import protocol_of
 from unimim.evaluation.cost import SHARES, Case, Cost, Ledger, Timing, Workload, matmul_rate, ratios, watched
 from unimim.evaluation.training_cost import scores
+from unimim.recipe import Replay
 
 CPU = torch.device("cpu")
 B, N, D, PIXELS = 8, 16, 16, 48
@@ -110,6 +111,14 @@ def test_watching_changes_no_number_and_leaves_no_hook() -> None:
     for name, value in plain.objective.state_dict().items():
         assert torch.equal(value, seen.objective.state_dict()[name]), name
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in seen.objective.modules())
+
+
+def test_replayed_targets_lie_in_the_batch() -> None:
+    recipe = toys.recipe("mae-micro", "teacher={name: timm, model: test_vit, pretrained: false}", "norm=identity")
+    asking = Workload(Case(recipe), CPU).flops()
+    replaying = Workload(Case(recipe.model_copy(update={"replay": Replay(crops=1)})), CPU).flops()
+    assert asking["T"] > replaying["T"] == 0
+    assert (asking["S"], asking["H"]) == (replaying["S"], replaying["H"])
 
 
 def test_a_codebook_is_fitted_first() -> None:

@@ -173,3 +173,27 @@ def test_each_view_is_masked_on_its_own_grid() -> None:
     ):
         with pytest.raises(ValueError, match=problem):
             Recipe.model_validate(data | change)
+
+
+FROZEN = {"name": "dvae", "weights": None, "num_hidden": 4, "vocab_size": 32, "blocks_per_group": 1}
+REPLAYING = {"teacher": FROZEN, "loss": "cross_entropy", "replay": {"crops": 3}}
+
+
+@given(st.integers(0, 20))
+def test_crops_are_replayed_and_masks_are_not(epoch: int) -> None:
+    made, plain = sampling(**REPLAYING), sampling()
+    early, late = batch(made, [0, 1, 2], epoch % 3), batch(made, [0, 1, 2], epoch)
+    assert late.crop == epoch % 3
+    assert all(same(row(early, place)[:4], row(late, place)[:4]) for place in range(3))
+    assert same([late.masks["main"][0].hidden], [batch(plain, [0, 1, 2], epoch).masks["main"][0].hidden])
+    other = batch(made, [0, 1, 2], epoch + 1)
+    assert not any(torch.equal(row(other, place)[2], row(late, place)[2]) for place in range(3))
+
+
+def test_a_recipe_with_nothing_to_replay_is_refused() -> None:
+    assert "replay" not in recipe().data()
+    assert recipe(**REPLAYING).data()["replay"] == {"crops": 3, "precision": "bfloat16"}
+    moving = {"name": "kmeans", "teacher": {"name": "self", "weights": "live"}, "num_codes": 4}
+    for change in ({}, {"teacher": "self"}, {"teacher": moving, "loss": "cross_entropy"}):
+        with pytest.raises(ValueError, match=r"replay: nothing to replay: (pixel|self|kmeans) says something else"):
+            recipe(**change, replay={"crops": 1})

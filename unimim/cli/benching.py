@@ -51,6 +51,7 @@ def bench(
     """Measure a training step: time, memory, FLOPs, and each part's share.
 
     Random images, a fresh process for each recipe. Weights of a teacher do not change what it costs: leave them out.
+    Targets that a recipe replays (replay.crops=1) lie in the batch already, as from a full cache; reading it is not measured.
     """
     problems = Problems()
     refuse_torchrun(problems, "bench")
@@ -72,6 +73,12 @@ def bench(
         emit(costs[0].data() if len(costs) == 1 else [cost.data() for cost in costs])
     else:
         _show(costs, [cost.recipe for cost in costs])
+    replaying = ", ".join(dict.fromkeys(case.recipe.name for case in cases if case.recipe.replay))
+    if replaying and not as_json:
+        say(
+            f"{replaying}: with replay its targets lie in the batch, as from a full cache; reading it is not measured",
+            "dim",
+        )
 
 
 def _given(

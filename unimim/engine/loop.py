@@ -25,6 +25,7 @@ from .log import Log
 from .optim import make_optimizer, set_decay, set_rate
 from .run import Plan, Run, split
 from .state import awaited_state, student_state, training_state
+from .targets import open_cache
 from .watch import Watch
 
 
@@ -90,7 +91,11 @@ def train(
         log.restart(start)
         saved_at = time.monotonic()
         loss = found.meta.get("loss") if found else None
-        with finishing(checkpoints), closing(steps(source, sampling, plan, run, start)) as feed:
+        with (
+            finishing(checkpoints),
+            open_cache(objective, source.fingerprint, sampling, plan, run, device, log.say) as cache,
+            closing(steps(source, sampling, plan, run, start, cache.read)) as feed,
+        ):
             for step in range(start, plan.total_steps):
                 progress = plan.progress(step)
                 # Data
@@ -104,7 +109,7 @@ def train(
                 set_rate(optimizer, plan.rate(step))
                 set_decay(optimizer, plan.optimization.weight_decay(progress.fraction))
                 with memory_advice(batches):
-                    losses = backward(model, objective, batches, plan, step)
+                    losses = backward(model, objective, [cache.complete(batch) for batch in batches], plan, step)
                 grad_norm = clip(objective, plan.optimization.clip_norm)
                 good = guard.judge(losses["loss"], grad_norm, optimizer)
                 if guard.stuck():

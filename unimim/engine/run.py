@@ -25,6 +25,8 @@ class Run(Frozen):
     the run.  skip_nonfinite: so many steps in a row may give no number and are not taken, before the run stops.
     skip_bad_images: replace unreadable images by the next one and list them, instead of stopping;
     more than 5 % of them stop the run all the same.  loggers: names of where scalars go beside metrics.jsonl.
+    target_cache: a folder that keeps what frozen teachers say of replayed crops, for this run and others.  target_cache_gb:
+    10^9 bytes that all caches in it may take; those opened longest ago make room.
     """
 
     out: Path
@@ -43,6 +45,8 @@ class Run(Frozen):
     skip_nonfinite: int = Field(0, ge=0)
     skip_bad_images: bool = False
     loggers: tuple[str, ...] = ()
+    target_cache: Path | None = None
+    target_cache_gb: float = Field(100.0, gt=0)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ AXES = {"T": "teacher", "S": "student", "H": "head"}
 """Axes by letter, and the parts of a step that stand for them; the rest of a step is the optimizer."""
 WORDS = (
     "random uint8 images in memory, cropped and masked by the recipe's own sampling; forward, backward, clipping, optimizer and "
-    "teacher updates, without loader and logs; warm-up left out; median"
+    "teacher updates, without loader and logs; targets that a recipe replays lie in the batch, as from a full cache; warm-up "
+    "left out; median"
 )
 SHARES = {
     "teacher": "its forward passes, and what it does before and after the step, as a momentum update (codebooks with it)",
@@ -256,7 +257,10 @@ def _now(device: torch.device) -> float:
 
 
 class Workload:
-    """One training of a case on a fixed batch, step by step as the engine's loop takes them. Every process has its own."""
+    """One training of a case on a fixed batch, step by step as the engine's loop takes them. Every process has its own.
+
+    Targets that the recipe replays come with the batch, as they would from a cache that holds them all.
+    """
 
     def __init__(self, case: Case, device: torch.device) -> None:
         recipe, self.case, self.device = case.recipe, case, device
@@ -270,6 +274,9 @@ class Workload:
         self.batch = self.make_batch()
         if self.objective.needs_fit:
             self.objective.fit([self.batch.to(device)] * -(-FIT_IMAGES // share))
+        with torch.autocast(device.type, torch.bfloat16, recipe.precision == "bfloat16"):
+            told = self.objective.ask(self.batch.to(device)) if recipe.replay else {}
+        self.batch = replace(self.batch, targets={name: target.to("cpu") for name, target in told.items()})
         self.model = parallel(self.objective, Run(out=Path(), device=case.device), device)
         self.optimizer = make_optimizer(self.objective, recipe.optimization, self.objective.depth_of)
         self.plan = Plan(

@@ -46,6 +46,10 @@ class KMeans(Teacher):
             return True
 
         @property
+        def cacheable(self) -> bool:
+            return super().cacheable and not self.teacher.moves  # live weights move on after the fit
+
+        @property
         def label(self) -> str:
             return f"k-means({self.teacher.label})"
 

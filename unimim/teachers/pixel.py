@@ -26,6 +26,10 @@ class Pixel(Teacher):
         std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
         @property
+        def cacheable(self) -> bool:
+            return False
+
+        @property
         def label(self) -> str:
             return "Pixel"
 

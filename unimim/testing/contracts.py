@@ -93,6 +93,8 @@ def check_teacher(teacher: Named, student: Named = TOY) -> None:
         getattr(built, hook)(Progress(3, 10, 5))
         broken = [name for name, tensor in _state(built).items() if not _finite(tensor)]
         must(not broken, f"after {hook} these are not finite: {broken}")
+    still = not config.cacheable or torch.equal(built(view, mask).tokens, target.tokens)
+    must(still, "its hooks changed its target, which caches keep; its Config must say moves")
 
 
 def _check_folds(must: Must, teacher: Teacher, pupil: Any) -> None:

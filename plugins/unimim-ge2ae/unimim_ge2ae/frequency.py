@@ -27,6 +27,10 @@ class Frequency(Teacher):
         std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
         @property
+        def cacheable(self) -> bool:
+            return False  # as many numbers as pixels, twice, for one Fourier transform
+
+        @property
         def label(self) -> str:
             return "Frequency"
 

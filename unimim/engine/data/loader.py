@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -79,10 +79,16 @@ def addresses(plan: Plan, micro: int, repeats: int, start: int) -> Iterator[list
 
 
 def steps(
-    source: ImageSource, sampling: Sampler, plan: Plan, run: Run, start: int = 0
+    source: ImageSource,
+    sampling: Sampler,
+    plan: Plan,
+    run: Run,
+    start: int = 0,
+    complete: Callable[[Batch], Batch] | None = None,
 ) -> Generator[list[Batch], None, None]:
     """For every step from `start` on, the micro-batches of this process (on the host). Close it to end its workers.
 
+    complete: what a worker still does to a batch.
     Raises BadImage at an unreadable image; with run.skip_bad_images it is replaced and listed in the run folder, and
     TooManyBadImages is raised when the list grows too long.
     """
@@ -91,7 +97,7 @@ def steps(
     loader = DataLoader(
         Samples(source, sampling, run.skip_bad_images),
         batch_sampler=_Addresses(plan, micro, repeats, start),
-        collate_fn=partial(_collate, sampling),
+        collate_fn=partial(_collate, sampling, complete=complete),
         num_workers=run.workers,
         pin_memory=run.device.startswith("cuda"),
         worker_init_fn=_calm if run.workers else None,
@@ -134,11 +140,16 @@ def first_images(source: ImageSource, sampling: Sampler, plan: Plan, skip: bool 
         yield batch
 
 
-def _collate(sampling: Sampler, samples: Sequence[tuple[Any, Bad]]) -> tuple[Batch | None, Bad]:
+def _collate(
+    sampling: Sampler, samples: Sequence[tuple[Any, Bad]], complete: Callable[[Batch], Batch] | None = None
+) -> tuple[Batch | None, Bad]:
     """None in place of the batch when a sample is missing."""
     bad = {index: error for _, errors in samples for index, error in errors.items()}
     found = [sample for sample, _ in samples if sample is not None]
-    return (sampling.collate(found) if len(found) == len(samples) else None), bad
+    if len(found) < len(samples):
+        return None, bad
+    batch = sampling.collate(found)
+    return (complete(batch) if complete else batch), bad
 
 
 class _Addresses:
