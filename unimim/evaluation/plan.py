@@ -1,0 +1,282 @@
+"""What a training would cost on GPUs that are not at hand: a model, not a measurement.
+
+t_step = F / (T u) + B / M + max(0, t_reduce - o t_backward),  t_reduce = 2 (n - 1) / n G / W
+
+F operations of matrix products and convolutions, B bytes that everything else reads and writes, G bytes of gradients, all
+counted for one of n processes (`count`); T peak rate, u the share of it that matrix products reach, M memory bandwidth,
+W bandwidth of the all-reduce, o the share of the backward pass behind which it hides (`Machine`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from ..engine.run import Plan, split
+from ..objective import Objective
+from ..recipe import Recipe
+from ..types import _move
+from .cost import Case, Workload
+
+PHASES = ("forward", "backward", "update")
+"""Of a step: up to the loss, its gradient, and what comes after: clipping, the optimizer, momentum copies."""
+aten = torch.ops.aten
+OVERLAP = 0.8
+"""Of the backward pass: the first gradients come late, and the last ones have nothing left to hide behind."""
+FREE = {
+    aten.empty.memory_format,
+    aten.empty_like.default,
+    aten.empty_strided.default,
+    aten.new_empty.default,
+    aten.new_empty_strided.default,
+    aten._unsafe_view.default,
+    aten.detach.default,
+    aten.lift_fresh.default,
+}
+"""Operations besides views that move no byte."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one step of one process.
+
+    axes: operations by axis, of matrix products and convolutions, a multiplication and an addition being two.
+    flops: the same by phase.  moved: bytes by phase that all other operations read and write.
+    gradients: bytes that processes add up.  held: bytes of weights, teachers and optimizer state.
+    passing: bytes of activations, gradients and whatever else a step makes and drops, at the peak.
+    """
+
+    images: int
+    axes: dict[str, int]
+    flops: dict[str, int]
+    moved: dict[str, int]
+    gradients: int
+    held: int
+    passing: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Of each of `gpus` processes with a device of its own: T `peak` and `utilization` u in operations/s, M `memory` and
+    W `network` in bytes/s, o `overlap`. network is the bus bandwidth that benchmarks of all-reduce tell."""
+
+    peak: float
+    utilization: float
+    memory: float
+    network: float = math.inf
+    gpus: int = 1
+    overlap: float = OVERLAP
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one step: matrix products, everything else, the all-reduce, and what of it hides behind nothing."""
+
+    products: float
+    rest: float
+    reduce: float
+    exposed: float
+
+    @property
+    def seconds(self) -> float:
+        return self.products + self.rest + self.exposed
+
+
+def reduced(work: Work, gpus: int) -> float:
+    """Bytes that each process sends in a ring all-reduce of the gradients: 2 (n - 1) / n G."""
+    return 2 * (gpus - 1) / gpus * work.gradients
+
+
+def step_time(work: Work, machine: Machine) -> Step:
+    """The model above."""
+    rate = machine.peak * machine.utilization
+    backward = work.flops["backward"] / rate + work.moved["backward"] / machine.memory
+    reduce = reduced(work, machine.gpus) / machine.network
+    return Step(
+        products=sum(work.flops.values()) / rate,
+        rest=sum(work.moved.values()) / machine.memory,
+        reduce=reduce,
+        exposed=max(0.0, reduce - machine.overlap * backward),
+    )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A training of `steps` steps of `batch` images."""
+
+    recipe: str
+    hash: str
+    dtype: str
+    epochs: float
+    images: int
+    batch: int
+    steps: int
+    work: Work
+    machine: Machine
+
+    @property
+    def step(self) -> Step:
+        return step_time(self.work, self.machine)
+
+    @property
+    def hours(self) -> float:
+        return self.steps * self.step.seconds / 3600
+
+    @property
+    def memory(self) -> int:
+        """Bytes on each device, without what the library, its caches and kernels need."""
+        return self.work.held + self.work.passing
+
+    def data(self) -> dict[str, Any]:
+        machine = {**asdict(self.machine), "network": self.machine.network if self.machine.gpus > 1 else None}
+        step = {**asdict(self.step), "seconds": self.step.seconds}
+        totals = {"hours": self.hours, "gpu_hours": self.hours * self.machine.gpus, "memory": self.memory}
+        reduce_bytes = reduced(self.work, self.machine.gpus)
+        return {**asdict(self), "machine": machine, "step": step, "reduce_bytes": reduce_bytes, **totals}
+
+
+def forecast(recipe: Recipe, images: int, machine: Machine) -> Forecast:
+    """The whole training of a recipe on `images` images. Raises ValueError if its batch does not divide over the GPUs."""
+    share, _ = split(recipe.batch, machine.gpus, None)
+    run = Plan(images, recipe.batch, recipe.epochs, recipe.seed, recipe.precision, recipe.optimization)
+    work = count(recipe.model_copy(update={"batch": share}))
+    dtype = "fp32" if recipe.precision == "float32" else "bf16"
+    return Forecast(
+        recipe.name, recipe.hash, dtype, recipe.epochs, images, recipe.batch, run.total_steps, work, machine
+    )
+
+
+def count(recipe: Recipe) -> Work:
+    """The work of a step of `recipe` in one process, from shapes alone: nothing is computed, nothing is loaded.
+
+    Teachers have new weights, which cost what loaded ones do. Attention is counted as it is computed on a CPU, written out.
+    Raises ValueError if a step's shapes depend on values.
+    """
+    workload = Imagined(recipe)
+    with workload.mode, Meter() as meter:
+        axes = workload.own_flops()
+    trained = [parameter for parameter in workload.objective.parameters() if parameter.requires_grad]
+    return Work(
+        images=recipe.batch,
+        axes=axes,
+        flops=dict(meter.flops),
+        moved=dict(meter.moved),
+        gradients=sum(_size(parameter) for parameter in trained),
+        held=workload.held(),
+        passing=meter.peak,
+    )
+
+
+class Imagined(Workload):
+    """A workload of tensors that have shapes and no values. Only weights and batch are made first, as a step's shapes may
+    follow from the masks."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        objective = Objective(unloaded(recipe)).train()
+        flags = (flag for flag in objective.buffers() if flag.dtype == torch.bool and flag.ndim == 0)
+        for flag in flags:  # "has been fitted to the data"
+            flag.fill_(True)
+        assert not objective.needs_fit
+        self._see(Case(recipe), torch.device("cpu"), objective)
+        self.mode = FakeTensorMode()
+        shapes: dict[int, Any] = {
+            id(t): self.mode.from_tensor(t) for t in [*objective.parameters(), *objective.buffers()]
+        }
+        self.objective = self.model = copy.deepcopy(objective, shapes)
+        self.batch = _move(self.batch, self.mode.from_tensor)
+        with self.mode:
+            self._prepare()
+            self.step()  # which makes the optimizer's state
+
+    def held(self) -> int:
+        state = tree_leaves([[*group.values()] for group in self.optimizer.state.values()])
+        tensors = [*self.objective.parameters(), *self.objective.buffers(), *state]
+        return sum({t.untyped_storage()._cdata: _size(t) for t in tensors if isinstance(t, Tensor)}.values())
+
+
+def unloaded(recipe: Recipe) -> Recipe:
+    """The same recipe, its teachers without the weights that they would load."""
+    absent = dict.fromkeys(("pretrained", "weights", "checkpoint"))
+    terms = {}
+    for name, term in recipe.terms.items():
+        teacher = term.teacher
+        if teacher.reloads:
+            fields = {key: value for key, value in absent.items() if key in type(teacher).model_fields}
+            teacher = teacher.model_copy(update=fields)
+        terms[name] = term.model_copy(update={"teacher": teacher})
+    return recipe.model_copy(update={"terms": terms})
+
+
+class Meter(TorchDispatchMode):
+    """Counts what passes, by phase: operations, bytes read and written by all that has none, and the most bytes alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops, self.moved = Counter(dict.fromkeys(PHASES, 0)), Counter(dict.fromkeys(PHASES, 0))
+        self.alive = self.peak = 0
+        self.phase = "forward"
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if torch._C._current_graph_task_id() != -1:
+            self.phase = "backward"
+        elif self.phase == "backward":
+            self.phase = "update"
+        if func.is_view or func in FREE or func.namespace == "prim":
+            return out
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.flops[self.phase] += formula(*args, **kwargs, out_val=out)
+        else:
+            self.moved[self.phase] += sum(map(_size, _traffic(func._schema, args, kwargs, out)))
+        for made in _tensors(out):
+            self._watch(made.untyped_storage())
+        return out
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.alive -= size
+
+
+def _traffic(schema: Any, args: Any, kwargs: Any, out: Any) -> Iterator[Tensor]:
+    """Tensors an operation reads, then those it writes; one that it changes is both."""
+    given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
+    for argument in schema.arguments:
+        tensors = [*_tensors(given.get(argument.name))]
+        yield from tensors
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from tensors
+    if not any(returned.alias_info for returned in schema.returns):
+        yield from _tensors(out)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _size(tensor: Tensor) -> int:
+    """Bytes; an expanded tensor has those of what it repeats."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
