@@ -13,7 +13,7 @@ from .console import emit, remark, say, show_table, table
 from .errors import Failed, Problems
 from .inputs import Device, changes_of, read_recipe, refuse_torchrun, run_options
 from .listing import Json
-from .planning import Bandwidth, Gpus, GpuTflops, Images, MemoryBandwidth, Offered, Utilization, show_plans
+from .planning import Bandwidth, Fp32Tflops, Gpus, GpuTflops, Images, MemoryBandwidth, Offered, Utilization, show_plans
 
 if TYPE_CHECKING:
     from ..evaluation.cost import Case, Cost
@@ -57,6 +57,7 @@ def bench(
     ] = False,
     gpus: Gpus = None,
     gpu_tflops: GpuTflops = None,
+    fp32_tflops: Fp32Tflops = None,
     bandwidth: Bandwidth = None,
     utilization: Utilization = None,
     memory_bandwidth: MemoryBandwidth = None,
@@ -68,13 +69,15 @@ def bench(
     Random images, a fresh process for each recipe. Weights of a teacher do not change what it costs: leave them out.
     """
     problems = Problems()
-    offered = Offered(gpus, gpu_tflops, bandwidth, utilization, memory_bandwidth, images)
+    offered = Offered(gpus, gpu_tflops, fp32_tflops, bandwidth, utilization, memory_bandwidth, images)
     offered.check(problems, plan)
     refuse_torchrun(problems, "bench")
     if dtype and dtype not in PRECISIONS:
         problems.add(f"--dtype: {dtype!r} is neither fp32 nor bf16")
-    if plan and (compare or procs != 1):
-        problems.add("--plan: compares nothing and starts no process; give recipes, and --gpus instead of --procs")
+    if plan and (compare or procs != 1 or device):
+        problems.add(
+            "--plan: measures nothing, so --compare, --procs and --device say nothing to it; give recipes, and --gpus"
+        )
     given = _given(problems, words or [], compare)
     cases, recipes = [], []
     size = 8 if batch is None and not plan else batch

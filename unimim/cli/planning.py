@@ -17,12 +17,22 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 UTILIZATION, MEMORY_BANDWIDTH, IMAGENET = 0.5, 1500.0, 1_281_167
+SINGLE = 1 / 16
+"""Of the peak in bfloat16: float32 without TensorFloat-32, which torch does not use unless told to; an A100's share."""
 
 Gpus = Annotated[int | None, typer.Option(metavar="N", help="--plan: GPUs that share the batch.", show_default="1")]
 GpuTflops = Annotated[
     float | None,
     typer.Option(
         metavar="T", help="--plan: a GPU's dense peak in the recipe's precision, in 10^12/s.", show_default=False
+    ),
+]
+Fp32Tflops = Annotated[
+    float | None,
+    typer.Option(
+        metavar="T",
+        help="--plan: the peak in float32, where a bf16 recipe has a teacher that computes in it.",
+        show_default="a sixteenth",
     ),
 ]
 Bandwidth = Annotated[
@@ -56,6 +66,7 @@ class Offered:
 
     gpus: int | None
     gpu_tflops: float | None
+    fp32_tflops: float | None
     bandwidth: float | None
     utilization: float | None
     memory_bandwidth: float | None
@@ -87,6 +98,7 @@ class Offered:
         assert self.gpu_tflops
         return Machine(
             peak=1e12 * self.gpu_tflops,
+            single=1e12 * (self.fp32_tflops or SINGLE * self.gpu_tflops),
             utilization=self.utilization or UTILIZATION,
             memory=1e9 * (self.memory_bandwidth or MEMORY_BANDWIDTH),
             network=1e9 * (self.bandwidth or math.inf),
@@ -123,16 +135,14 @@ def show_plans(problems: Problems, recipes: Sequence[Recipe], offered: Offered, 
 
 def _lines(found: Forecast) -> Iterator[tuple[str, str]]:
     work, machine, step = found.work, found.machine, found.step
-    flops, moved = sum(work.flops.values()), sum(work.moved.values())
+    flops, single, moved = (sum(parts.values()) for parts in (work.flops, work.single, work.moved))
+    more = f" + in float32 {_product(single, machine.single, machine.utilization)}" if single else ""
     axes = " + ".join(f"{axis} {count / 1e9:.5g}" for axis, count in work.axes.items())
     yield "recipe", f"{found.recipe} ({found.hash})"
     yield "GPUs", f"{machine.gpus} x {work.images} images = batch {found.batch}, {found.dtype}"
     yield "operations", f"{axes} = {flops / 1e9:.5g} GFLOP a step and GPU; {_phases(work.flops)}"
     yield "bytes moved", f"{moved / 1e9:.4g} GB a step and GPU, besides those products; {_phases(work.moved)}"
-    yield (
-        "products",
-        f"{flops / 1e9:.5g} GFLOP / ({machine.peak / 1e12:g} TFLOP/s x {machine.utilization:g}) = {_ms(step.products)}",
-    )
+    yield "products", f"{_product(flops - single, machine.peak, machine.utilization)}{more} = {_ms(step.products)}"
     yield "the rest", f"{moved / 1e9:.4g} GB / {machine.memory / 1e9:g} GB/s = {_ms(step.rest)}"
     if machine.gpus == 1:
         yield "all-reduce", "none on one GPU"
@@ -152,6 +162,10 @@ def _lines(found: Forecast) -> Iterator[tuple[str, str]]:
         f"{work.held / 1e9:.3g} GB of weights and optimizer + {work.passing / 1e9:.3g} GB at the peak of a step "
         f"= {found.memory / 1e9:.3g} GB a GPU",
     )
+
+
+def _product(flops: int, peak: float, utilization: float) -> str:
+    return f"{flops / 1e9:.5g} GFLOP / ({peak / 1e12:g} TFLOP/s x {utilization:g})"
 
 
 def _phases(parts: dict[str, int]) -> str:

@@ -1,10 +1,11 @@
 """What a training would cost on GPUs that are not at hand: a model, not a measurement.
 
-t_step = F / (T u) + B / M + max(0, t_reduce - o t_backward),  t_reduce = 2 (n - 1) / n G / W
+t_step = F / (T u) + F1 / (T1 u) + B / M + max(0, t_reduce - o t_backward),  t_reduce = 2 (n - 1) / n G / W
 
-F operations of matrix products and convolutions, B bytes that everything else reads and writes, G bytes of gradients, all
-counted for one of n processes (`count`); T peak rate, u the share of it that matrix products reach, M memory bandwidth,
-W bandwidth of the all-reduce, o the share of the backward pass behind which it hides (`Machine`).
+F operations of matrix products and convolutions; F1 those in float32, where the recipe computes in bfloat16; B bytes that
+everything else reads and writes; G bytes of gradients: all counted for one of n processes (`count`). T and T1 peak rates;
+u the share of them that matrix products reach; M memory bandwidth; W bandwidth of the all-reduce; o the share of the backward
+pass behind which it hides (`Machine`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ class Work:
     """Of one step of one process.
 
     axes: operations by axis, of matrix products and convolutions, a multiplication and an addition being two.
-    flops: the same by phase.  moved: bytes by phase that all other operations read and write.
+    flops: the same by phase.  single: F1 of the model.  moved: bytes by phase that all other operations read and write.
     gradients: bytes that processes add up.  held: bytes of weights, teachers and optimizer state.
     passing: bytes of activations, gradients and whatever else a step makes and drops, at the peak.
     """
@@ -61,6 +62,7 @@ class Work:
     images: int
     axes: dict[str, int]
     flops: dict[str, int]
+    single: dict[str, int]
     moved: dict[str, int]
     gradients: int
     held: int
@@ -69,10 +71,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """Of each of `gpus` processes with a device of its own: T `peak` and `utilization` u in operations/s, M `memory` and
-    W `network` in bytes/s, o `overlap`. network is the bus bandwidth that benchmarks of all-reduce tell."""
+    """Of each of `gpus` processes with a device of its own: T `peak` (of the recipe's precision) and T1 `single` (of
+    float32) in operations/s, u `utilization`, M `memory` and W `network` in bytes/s, o `overlap`. network is the bus bandwidth
+    that benchmarks of all-reduce tell."""
 
     peak: float
+    single: float
     utilization: float
     memory: float
     network: float = math.inf
@@ -101,15 +105,19 @@ def reduced(work: Work, gpus: int) -> float:
 
 def step_time(work: Work, machine: Machine) -> Step:
     """The model above."""
-    rate = machine.peak * machine.utilization
-    backward = work.flops["backward"] / rate + work.moved["backward"] / machine.memory
+    products, rest = ({phase: seconds(work, machine, phase) for phase in PHASES} for seconds in (_products, _rest))
     reduce = reduced(work, machine.gpus) / machine.network
-    return Step(
-        products=sum(work.flops.values()) / rate,
-        rest=sum(work.moved.values()) / machine.memory,
-        reduce=reduce,
-        exposed=max(0.0, reduce - machine.overlap * backward),
-    )
+    hidden = machine.overlap * (products["backward"] + rest["backward"])
+    return Step(sum(products.values()), sum(rest.values()), reduce, max(0.0, reduce - hidden))
+
+
+def _products(work: Work, machine: Machine, phase: str) -> float:
+    single = work.single[phase]
+    return ((work.flops[phase] - single) / machine.peak + single / machine.single) / machine.utilization
+
+
+def _rest(work: Work, machine: Machine, phase: str) -> float:
+    return work.moved[phase] / machine.memory
 
 
 @dataclass(frozen=True)
@@ -165,14 +173,15 @@ def count(recipe: Recipe) -> Work:
     Raises ValueError if a step's shapes depend on values.
     """
     workload = Imagined(recipe)
-    with workload.mode, Meter() as meter:
+    with workload.mode, as_fused(), Meter(mixed=recipe.precision != "float32") as meter:
         axes = workload.own_flops()
     trained = [parameter for parameter in workload.objective.parameters() if parameter.requires_grad]
     return Work(
         images=recipe.batch,
         axes=axes,
-        flops=dict(meter.flops),
-        moved=dict(meter.moved),
+        flops=meter.flops,
+        single=meter.single,
+        moved=meter.moved,
         gradients=sum(_size(parameter) for parameter in trained),
         held=workload.held(),
         passing=meter.peak,
@@ -206,6 +215,17 @@ class Imagined(Workload):
         return sum({t.untyped_storage()._cdata: _size(t) for t in tensors if isinstance(t, Tensor)}.values())
 
 
+@contextmanager
+def as_fused() -> Iterator[None]:
+    """Attention that is written out, to be counted, stays in bfloat16 like the fused one that it stands for."""
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
+
 def unloaded(recipe: Recipe) -> Recipe:
     """The same recipe, its teachers without the weights that they would load."""
     absent = dict.fromkeys(("pretrained", "weights", "checkpoint"))
@@ -222,9 +242,10 @@ def unloaded(recipe: Recipe) -> Recipe:
 class Meter(TorchDispatchMode):
     """Counts what passes, by phase: operations, bytes read and written by all that has none, and the most bytes alive."""
 
-    def __init__(self) -> None:
+    def __init__(self, mixed: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops, self.moved = Counter(dict.fromkeys(PHASES, 0)), Counter(dict.fromkeys(PHASES, 0))
+        self.mixed = mixed
+        self.flops, self.single, self.moved = (dict.fromkeys(PHASES, 0) for _ in range(3))
         self.alive = self.peak = 0
         self.phase = "forward"
         self.seen: set[int] = set()
@@ -240,7 +261,10 @@ class Meter(TorchDispatchMode):
             return out
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
-            self.flops[self.phase] += formula(*args, **kwargs, out_val=out)
+            operations = formula(*args, **kwargs, out_val=out)
+            self.flops[self.phase] += operations
+            if self.mixed and next(_tensors(args)).dtype == torch.float32:
+                self.single[self.phase] += operations
         else:
             self.moved[self.phase] += sum(map(_size, _traffic(func._schema, args, kwargs, out)))
         for made in _tensors(out):
@@ -278,5 +302,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _size(tensor: Tensor) -> int:
-    """Bytes; an expanded tensor has those of what it repeats."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+    """Bytes; what an expanded tensor repeats counts once."""
+    kept = (length for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not length)
+    return math.prod(kept) * tensor.element_size()
