@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -119,9 +120,11 @@ def show_plans(problems: Problems, recipes: Sequence[Recipe], offered: Offered, 
             problems.add(f"{recipe.name}: --images: {images} make no batch of {recipe.batch}; give a smaller --batch")
     problems.refuse()
     found = []
+    logging.disable(logging.WARNING)  # a library remarks on weights that nobody wanted
     for recipe in recipes:
         with problems.of(recipe.name):
             found.append(forecast(recipe, images, offered.machine()))
+    logging.disable(logging.NOTSET)
     problems.refuse()
     if as_json:
         emit(found[0].data() if len(found) == 1 else [each.data() for each in found])

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -172,9 +172,14 @@ def count(recipe: Recipe) -> Work:
     Teachers have new weights, which cost what loaded ones do. Attention is counted as it is computed on a CPU, written out.
     Raises ValueError if a step's shapes depend on values.
     """
-    workload = Imagined(recipe)
-    with workload.mode, as_fused(), Meter(mixed=recipe.precision != "float32") as meter:
-        axes = workload.own_flops()
+    try:
+        workload = Imagined(recipe)
+        with workload.mode, as_fused(), Meter(mixed=recipe.precision != "float32") as meter:
+            axes = workload.own_flops()
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise ValueError(
+            f"{error} depends on values in a step, which a plan has not; measure it without --plan"
+        ) from error
     trained = [parameter for parameter in workload.objective.parameters() if parameter.requires_grad]
     return Work(
         images=recipe.batch,
