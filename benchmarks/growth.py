@@ -24,7 +24,8 @@ import torch
 
 from unimim import load
 from unimim.evaluation.cost import Case
-from unimim.evaluation.plan import Machine, Work, count, reduced, step_time
+from unimim.evaluation.counting import Work, count
+from unimim.evaluation.plan import Machine, reduced, step_time
 from unimim.evaluation.turns import measure
 
 SMALL = ("student.dim=384", "student.num_heads=6", "student.image_size=160")
@@ -51,7 +52,7 @@ POINTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--figure", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--out", type=Path, default=Path("results.jsonl"))
