@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterator
@@ -29,10 +30,9 @@ from unimim.evaluation.plan import Machine, reduced, step_time
 from unimim.evaluation.turns import measure
 
 SMALL = ("student.dim=384", "student.num_heads=6", "student.image_size=160")
-MIDDLE = ("mae", 1, "batch=8")
 POINTS = {
-    "middle *": MIDDLE,
-    "batch 4": ("mae", 1, "batch=4"),
+    "middle": ("mae", 1, "batch=8"),
+    "batch 4 *": ("mae", 1, "batch=4"),
     "batch 16 *": ("mae", 1, "batch=16"),
     "112 pixels": ("mae", 1, "batch=8", "student.image_size=112"),
     "224 pixels": ("mae", 1, "batch=8", "student.image_size=224"),
@@ -117,9 +117,9 @@ def fitted(rows: list[dict[str, Any]], figure: str) -> tuple[Machine, float]:
     peak, single, memory = (1e9 / inverse.clamp_min(1e-6)).tolist()
     machine = Machine(peak, single, utilization=1.0, memory=memory, overlap=0.0)
     left = [(Work(**row["work"]), row[figure], row["procs"]) for row in together]
-    networks = [reduced(work, n) / max(t - step_time(work, machine).seconds, 1e-6) for work, t, n in left]
+    seconds = statistics.median((t - step_time(work, machine).seconds) / reduced(work, n) for work, t, n in left)
     library = statistics.median(row["rss"] - expected(row) for row in alone)
-    return replace(machine, network=statistics.median(networks)), library
+    return replace(machine, network=1 / seconds if seconds > 0 else math.inf), library
 
 
 def expected(row: dict[str, Any]) -> float:
