@@ -23,9 +23,11 @@ B, N, D, PIXELS = 8, 16, 16, 48
 """Of the toys: images, patches of an image, width, numbers in a patch."""
 
 
-def blocks(tokens: int, depth: int = 2) -> int:
-    """Forward of `depth` blocks: qkv, projection and MLP have 3, 1 and 8 D x D matrices; then q k^T and the mixing of v."""
-    return depth * (2 * B * tokens * 12 * D * D + 2 * 2 * B * tokens * tokens * D)
+def blocks(tokens: int, depth: int = 2, asked: int | None = None) -> int:
+    """Forward of `depth` blocks: k and v have 2 D x D matrices; q, projection and MLP have 1, 1 and 8, then come q k^T and
+    the mixing of v, and in the last block all of this is only for the tokens asked."""
+    rows = (depth - 1) * tokens + (tokens if asked is None else asked)
+    return depth * 2 * B * tokens * 2 * D * D + rows * (2 * B * 10 * D * D + 2 * 2 * B * tokens * D)
 
 
 EMBED = 2 * B * N * PIXELS * D
@@ -38,15 +40,19 @@ def flops(recipe: Recipe) -> dict[str, int]:
 
 def test_operations_of_mae_equal_a_count_by_hand() -> None:
     seen, hidden = 1 + N // 4, 3 * N // 4
-    into, decoder, out = 2 * B * seen * D * D, blocks(1 + N, depth=1), 2 * B * hidden * D * PIXELS
+    into, decoder, out = 2 * B * seen * D * D, blocks(1 + N, depth=1, asked=hidden), 2 * B * hidden * D * PIXELS
     student = 2 * EMBED + 3 * blocks(seen)  # pixels have no gradient
     assert flops(toys.recipe("mae-micro")) == {"T": 0, "S": student, "H": 3 * (into + decoder + out)}
 
 
 def test_operations_of_a_momentum_teacher_are_a_forward_pass_of_the_student() -> None:
     forward = EMBED + blocks(1 + N)
-    found = flops(toys.recipe("data2vec-micro", "mask.exact=true"))
-    assert (found["T"], found["S"]) == (forward, 2 * EMBED + 3 * blocks(1 + N))
+    recipe = toys.recipe("data2vec-micro", "mask.exact=true")
+    hidden = recipe.masks["main"].num_hidden(recipe.student.geometry.grid)
+    assert hidden is not None
+    student = 2 * EMBED + 3 * blocks(1 + N, asked=1 + hidden)
+    found = flops(recipe)
+    assert (found["T"], found["S"]) == (forward, student)
     live = ("teacher.weights=live", "teacher.decay=1.0", "mask.exact=true")
     assert flops(toys.recipe("data2vec-micro", *live)) == found  # the student itself, when its teacher asks it
     both = flops(toys.recipe("data2vec-micro", *live, "teacher.differentiable_target=true"))

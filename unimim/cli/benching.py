@@ -1,4 +1,4 @@
-"""The command that says what a training step costs: bench."""
+"""The command that says what a training step costs: bench. What a training would cost elsewhere is planning's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .console import emit, remark, say, show_table, table
 from .errors import Failed, Problems
 from .inputs import Device, changes_of, read_recipe, refuse_torchrun, run_options
 from .listing import Json
+from .planning import Bandwidth, Fp32Tflops, Gpus, GpuTflops, Images, MemoryBandwidth, Offered, Utilization, show_plans
 
 if TYPE_CHECKING:
     from ..evaluation.cost import Case, Cost
@@ -33,7 +34,12 @@ def bench(
     model: Annotated[
         str, typer.Option(metavar="SIZE", help="micro, tiny, base, ...: size of the student.", show_default="its own")
     ] = "",
-    batch: Annotated[int, typer.Option(metavar="N", help="Images a step, over all processes.")] = 8,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Images a step, over all processes.", show_default="8; with --plan the recipe's"
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(metavar="T", help="fp32 or bf16 (autocast).", show_default="the recipe's")] = "",
     procs: Annotated[int, typer.Option(metavar="P", help="Processes that share the batch.")] = 1,
     steps: Annotated[int, typer.Option(metavar="N", min=2, help="Steps that count, after three that do not.")] = 20,
@@ -46,6 +52,16 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Measure nothing: say what the training would cost on GPUs, by a model.")
+    ] = False,
+    gpus: Gpus = None,
+    gpu_tflops: GpuTflops = None,
+    fp32_tflops: Fp32Tflops = None,
+    bandwidth: Bandwidth = None,
+    utilization: Utilization = None,
+    memory_bandwidth: MemoryBandwidth = None,
+    images: Images = None,
     as_json: Json = False,
 ) -> None:
     """Measure a training step: time, memory, FLOPs, and each part's share.
@@ -54,17 +70,32 @@ def bench(
     Targets that a recipe replays (replay.crops=1) lie in the batch already, as from a full cache; reading it is not measured.
     """
     problems = Problems()
+    offered = Offered(gpus, gpu_tflops, fp32_tflops, bandwidth, utilization, memory_bandwidth, images)
+    offered.check(problems, plan)
     refuse_torchrun(problems, "bench")
     if dtype and dtype not in PRECISIONS:
         problems.add(f"--dtype: {dtype!r} is neither fp32 nor bf16")
+    if plan and (compare or procs != 1 or device):
+        problems.add(
+            "--plan: measures nothing, so --compare, --procs and --device say nothing to it; give recipes, and --gpus"
+        )
     given = _given(problems, words or [], compare)
-    cases = []
-    common = [f"batch={batch}", *([f"precision={PRECISIONS[dtype]}"] if dtype in PRECISIONS else [])]
+    cases, recipes = [], []
+    size = 8 if batch is None and not plan else batch
+    common = [
+        *([] if size is None else [f"batch={size}"]),
+        *([f"precision={PRECISIONS[dtype]}"] if dtype in PRECISIONS else []),
+    ]
     run = run_options(problems, None, procs, device=device)
     for name, changes in given:
         recipe = _sized(problems, name, [*changes, *common], model)
-        if recipe and run and procs > 0:
+        if recipe and plan:
+            recipes.append(recipe)
+        elif recipe and run and procs > 0:
             cases += _case(problems, recipe, run.device, procs, model)
+    if plan:
+        show_plans(problems, recipes, offered, as_json)
+        return
     problems.refuse()
     costs = _measure([cases] if compare else [[case] for case in cases], steps)
     if compare:

@@ -263,26 +263,36 @@ class Workload:
     """
 
     def __init__(self, case: Case, device: torch.device) -> None:
-        recipe, self.case, self.device = case.recipe, case, device
-        torch.manual_seed(recipe.seed)
-        self.objective = Objective(recipe).to(device).train()
-        geometry = self.objective.student.geometry
-        self.sampling = Sampling(recipe, geometry, self.objective.renditions)
+        torch.manual_seed(case.recipe.seed)
+        self._see(case, device, Objective(case.recipe).to(device).train())
+        if self.objective.needs_fit:
+            self.objective.fit([self.batch.to(device)] * -(-FIT_IMAGES // len(self.images)))
+        self._replay()
+        self.model = parallel(self.objective, Run(out=Path(), device=case.device), device)
+        self._prepare()
+
+    def _see(self, case: Case, device: torch.device, objective: Objective) -> None:
+        recipe, self.case, self.device, self.objective = case.recipe, case, device, objective
+        geometry = objective.student.geometry
+        self.sampling = Sampling(recipe, geometry, objective.renditions)
         share, _ = split(recipe.batch, world_size(), None)
         shape = (share, geometry.channels, *geometry.image)
         self.images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(rank()), dtype=torch.uint8)
         self.batch = self.make_batch()
-        if self.objective.needs_fit:
-            self.objective.fit([self.batch.to(device)] * -(-FIT_IMAGES // share))
-        with torch.autocast(device.type, torch.bfloat16, recipe.precision == "bfloat16"):
-            told = self.objective.ask(self.batch.to(device)) if recipe.replay else {}
+
+    def _replay(self) -> None:
+        recipe = self.case.recipe
+        with torch.autocast(self.device.type, torch.bfloat16, recipe.precision == "bfloat16"):
+            told = self.objective.ask(self.batch.to(self.device)) if recipe.replay else {}
         self.batch = replace(self.batch, targets={name: target.to("cpu") for name, target in told.items()})
-        self.model = parallel(self.objective, Run(out=Path(), device=case.device), device)
+
+    def _prepare(self) -> None:
+        recipe = self.case.recipe
         self.optimizer = make_optimizer(self.objective, recipe.optimization, self.objective.depth_of)
         self.plan = Plan(
             1000 * recipe.batch, recipe.batch, recipe.epochs, recipe.seed, recipe.precision, recipe.optimization
         )
-        self.guard, self.taken = Guard(device, 0), 0
+        self.guard, self.taken = Guard(self.device, 0), 0
 
     def make_batch(self) -> Batch:
         first = rank() * len(self.images)
@@ -321,7 +331,12 @@ class Workload:
         return {part: amount / sum(seconds.values()) for part, amount in seconds.items()}
 
     def flops(self) -> dict[str, int]:
-        """Operations of one step by axis, over all processes.
+        """Operations of one step by axis, over all processes."""
+        own = torch.tensor([*self.own_flops().values()], dtype=torch.float64, device=self.device)
+        return {axis: round(count) for axis, count in zip(AXES, all_reduce_sum(own).tolist(), strict=True)}
+
+    def own_flops(self) -> dict[str, int]:
+        """Operations of one step of this process by axis.
 
         torch counts neither fused attention on a CPU nor the fast path of nn.MultiheadAttention, so both are off.
         """
@@ -334,8 +349,7 @@ class Workload:
                     self.step(ledger.to)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-        counts = torch.tensor([ledger.amounts[part] for part in AXES.values()], dtype=torch.float64, device=self.device)
-        return {axis: round(count) for axis, count in zip(AXES, all_reduce_sum(counts).tolist(), strict=True)}
+        return {axis: round(ledger.amounts[part]) for axis, part in AXES.items()}
 
     def data_seconds(self) -> float:
         """One thread's seconds to make this process's share of the batch, as a loader process does."""
