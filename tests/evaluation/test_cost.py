@@ -60,6 +60,14 @@ def test_operations_of_a_momentum_teacher_are_a_forward_pass_of_the_student() ->
     assert both["T"] == 2 * EMBED + 3 * blocks(1 + N)
 
 
+def test_blocks_that_are_recomputed_are_computed_once_more() -> None:
+    recipe = toys.recipe("mae-micro")
+    plain, again = (Workload(Case(recipe, options=options), CPU).flops() for options in ({}, {"recompute": True}))
+    whole = {"S": blocks(1 + N // 4), "H": blocks(1 + N, depth=1, asked=3 * N // 4)}
+    for axis, forward in whole.items():  # torch stops once it has what the backward pass needs
+        assert plain[axis] + forward / 2 < again[axis] <= plain[axis] + forward
+
+
 def test_fused_attention_of_a_teacher_is_counted(tiny_clip: Path) -> None:
     clip = (f"teacher.model=local-dir:{tiny_clip}", "mask.ratio=0.5")
     recipe = toys.load("maskdistill-micro", [*toys.SMALL, *clip])
@@ -101,7 +109,7 @@ def test_scores_say_what_they_are(cost: Cost) -> None:
 
 
 def test_a_case_survives_json() -> None:
-    case = Case(toys.recipe(), "cpu", 2, "toy")
+    case = Case(toys.recipe(), "cpu", 2, "toy", {"recompute": True})
     assert Case.of(json.loads(json.dumps(case.data()))) == case
     with pytest.raises(ValueError, match="batch 8 does not divide over 3 processes"):
         Case(toys.recipe(), procs=3)

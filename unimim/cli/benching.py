@@ -11,11 +11,12 @@ import typer
 
 from .console import emit, remark, say, show_table, table
 from .errors import Failed, Problems
-from .inputs import Device, changes_of, read_recipe, refuse_torchrun, run_options
+from .inputs import Device, changes_of, read_recipe, refuse_torchrun, run_options, split_changes
 from .listing import Json
 from .planning import Bandwidth, Fp32Tflops, Gpus, GpuTflops, Images, MemoryBandwidth, Offered, Utilization, show_plans
 
 if TYPE_CHECKING:
+    from ..engine.run import Run
     from ..evaluation.cost import Case, Cost
     from ..recipe import Recipe
 
@@ -67,6 +68,7 @@ def bench(
     """Measure a training step: time, memory, FLOPs, and each part's share.
 
     Random images, a fresh process for each recipe. Weights of a teacher do not change what it costs: leave them out.
+    How it is run can be part of it: run.compile=true, run.recompute=true, run.parallel=fsdp.
     Targets that a recipe replays (replay.crops=1) lie in the batch already, as from a full cache; reading it is not measured.
     """
     problems = Problems()
@@ -86,13 +88,15 @@ def bench(
         *([] if size is None else [f"batch={size}"]),
         *([f"precision={PRECISIONS[dtype]}"] if dtype in PRECISIONS else []),
     ]
-    run = run_options(problems, None, procs, device=device)
-    for name, changes in given:
+    for name, words_of in given:
+        changes, of_run = split_changes(words_of)
+        run = run_options(problems, None, procs, of_run, device=device)
         recipe = _sized(problems, name, [*changes, *common], model)
+        _heeded(problems, of_run, plan)
         if recipe and plan:
             recipes.append(recipe)
         elif recipe and run and procs > 0:
-            cases += _case(problems, recipe, run.device, procs, model)
+            cases += _case(problems, recipe, run, procs, model)
     if plan:
         show_plans(problems, recipes, offered, as_json)
         return
@@ -164,11 +168,26 @@ def _yaml(value: Any) -> str:
     return str(list(value) if isinstance(value, tuple) else value)
 
 
-def _case(problems: Problems, recipe: Recipe, device: str, procs: int, model: str) -> list[Case]:
-    from ..evaluation.cost import Case
+def _heeded(problems: Problems, of_run: Sequence[str], plan: bool) -> None:
+    from ..engine.run import Run
+    from ..evaluation.cost import OPTIONS
+
+    for word in of_run:
+        key = word.removeprefix("run.").partition("=")[0]
+        if key not in Run.model_fields:
+            continue  # said already
+        if plan:
+            problems.add(f"{word}: a plan knows nothing of how a recipe is run; leave it out")
+        elif key not in OPTIONS:
+            problems.add(f"{word}: not part of a measured step; bench heeds run.{', run.'.join(OPTIONS)}")
+
+
+def _case(problems: Problems, recipe: Recipe, run: Run, procs: int, model: str) -> list[Case]:
+    from ..evaluation.cost import OPTIONS, Case
 
     with problems.of(f"--batch, --procs: {recipe.name}"):
-        return [Case(recipe, device, procs, model)]
+        options = {name: getattr(run, name) for name in OPTIONS if name in run.model_fields_set}
+        return [Case(recipe, run.device, procs, model, options)]
     return []
 
 

@@ -40,7 +40,9 @@ class Problems:
         self.found: list[str] = []
 
     def add(self, problem: str) -> None:
-        self.found.append(problem)
+        """Once, however many parts of a command share it."""
+        if problem not in self.found:
+            self.found.append(problem)
 
     @contextmanager
     def of(self, what: str = "") -> Iterator[None]:

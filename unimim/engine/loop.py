@@ -164,12 +164,7 @@ def prepare(
     if found is None and trainable.needs_fit:
         log.say("fitting the teacher to the data")
         trainable.fit(batch.to(device) for batch in first_images(source, sampling, plan, run.skip_bad_images))
-    for block in trainable.blocks():
-        if run.recompute:
-            block.recompute = True  # type: ignore[assignment]
-        if run.compile:
-            block.compile()
-    model = parallel(objective, run, device)
+    model = arranged(objective, run, device)
     optimizer = make_optimizer(objective, plan.optimization, trainable.depth_of)
     if found is None:
         return model, optimizer, None
@@ -178,6 +173,16 @@ def prepare(
     checkpoints.load(found, awaited_state(objective, optimizer, checkpoints.names(found)))
     log.say(f"going on from step {found.step}")
     return model, optimizer, found
+
+
+def arranged(objective: Any, run: Run, device: torch.device) -> nn.Module:
+    """The objective as the processes train it: blocks recomputed or compiled, copied or sharded."""
+    for block in objective.blocks():
+        if run.recompute:
+            block.recompute = True
+        if run.compile:
+            block.compile()
+    return parallel(objective, run, device)
 
 
 def backward(model: nn.Module, trainable: Trainable, batches: list[Batch], plan: Plan, step: int) -> dict[str, Tensor]:

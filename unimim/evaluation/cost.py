@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..engine.distributed import parallel
-from ..engine.loop import Guard, backward, clip
+from ..engine.loop import Guard, arranged, backward, clip
 from ..engine.optim import make_optimizer, set_decay, set_rate
 from ..engine.run import Plan, Run, split
 from ..objective import Objective
@@ -43,6 +42,8 @@ SHARES = {
     "optimizer": "clipping, the optimizer, clearing gradients",
 }
 """What each share of a step is."""
+OPTIONS = ("compile", "recompute", "parallel", "shard_teachers")
+"""Fields of Run that change what a step costs, and that `Workload` heeds."""
 GRAIN = 0.02
 """Seconds by which two readings of the machine's CPU clock may be off."""
 FIT_IMAGES, INSTRUMENTED_STEPS, FEWEST = 64, 3, 3
@@ -51,15 +52,23 @@ FIT_IMAGES, INSTRUMENTED_STEPS, FEWEST = 64, 3, 3
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: a recipe, whose batch is that of one step over all processes, on a device."""
+    """What is measured: a recipe, whose batch is that of one step over all processes, on a device.
+
+    options: fields of Run among OPTIONS, and their values.
+    """
 
     recipe: Recipe
     device: str = "cpu"
     procs: int = 1
     model: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         split(self.recipe.batch, self.procs, None)
+
+    @property
+    def run(self) -> Run:
+        return Run(out=Path(), device=self.device, **self.options)
 
     def data(self) -> dict[str, Any]:
         return {**vars(self), "recipe": self.recipe.data()}
@@ -268,7 +277,7 @@ class Workload:
         if self.objective.needs_fit:
             self.objective.fit([self.batch.to(device)] * -(-FIT_IMAGES // len(self.images)))
         self._replay()
-        self.model = parallel(self.objective, Run(out=Path(), device=case.device), device)
+        self.model = arranged(self.objective, case.run, device)
         self._prepare()
 
     def _see(self, case: Case, device: torch.device, objective: Objective) -> None:
