@@ -105,8 +105,10 @@ def test_the_norm_of_each_channel_of_each_patch(channels: int, pixels: int, seed
     x = torch.randn(2, 3, pixels * channels, generator=torch.Generator().manual_seed(seed))
     out = norm(channels=channels)(x)
     patch = x.double().numpy().reshape(2, 3, pixels, channels)
-    expected = (patch - patch.mean(2, keepdims=True)) / np.sqrt(patch.var(2, keepdims=True) + 1e-5)
-    assert np.allclose(out.numpy().reshape(patch.shape), expected, rtol=0, atol=1e-5)
+    deviation = np.sqrt(patch.var(2, keepdims=True) + 1e-5)
+    expected = (patch - patch.mean(2, keepdims=True)) / deviation
+    lost = 4 * np.finfo(np.float32).eps * np.abs(patch).max(2, keepdims=True) / deviation  # pixels that nearly agree
+    assert (np.abs(out.numpy().reshape(patch.shape) - expected) < lost + 1e-6).all()
 
 
 def test_tokens_that_are_no_pixels_are_refused() -> None:
