@@ -18,10 +18,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
-import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,10 @@ from torch import Tensor, nn
 
 from unimim import load
 from unimim.engine.optim import parameter_groups
-from unimim.evaluation.cost import Case, Workload, matmul_rate, peak_rss, timed
+from unimim.evaluation import turns
+from unimim.evaluation.cost import Case, ratios
+from unimim.evaluation.turns import measure
+from unimim.evaluation.workload import Workload
 
 CHANGES = {
     "maskdistill": ["teacher.pretrained=null"],
@@ -270,114 +272,68 @@ class BEiTv2(nn.Module):
 PLAIN: dict[str, Any] = {"maskdistill": MaskDistill, "mae": MAE, "data2vec": Data2vec, "beit": BEiT, "beitv2": BEiTv2}
 
 
-def ours(name: str, options: argparse.Namespace, lower: bool = True) -> Workload:
-    low = LOWER.get(name, []) if lower and options.dtype == "bf16" else []
-    changes = [f"batch={options.batch}", f"precision={'bfloat16' if options.dtype == 'bf16' else 'float32'}"]
-    changes += [f"student.size={options.model}"] if options.model else []
-    return Workload(Case(load(name, [*CHANGES[name], *low, *changes, *options.set]), "cpu"), torch.device("cpu"))
+class Plain(Workload):
+    """A workload whose step is the plain formulation's, with the start values, images and masks of the one it stands for."""
 
+    def __init__(self, case: Case, device: torch.device) -> None:
+        super().__init__(case, device)
+        self.plain: nn.Module = PLAIN[case.recipe.name](self.objective, getattr(torch, case.recipe.precision)).train()
+        for part in ("teacher", "encoder", "project"):
+            if hasattr(self.plain, part):
+                getattr(self.plain, part).requires_grad_(False).eval()
+        policy = case.recipe.optimization
+        groups = parameter_groups(self.plain, policy, lambda name: 0)
+        groups = [{key: group[key] for key in ("params", "weight_decay")} for group in groups]
+        self.adamw = torch.optim.AdamW(groups, lr=1e-6, betas=policy.betas, foreach=False)
+        self.trained = [parameter for parameter in self.plain.parameters() if parameter.requires_grad]
+        self.limit = policy.clip_norm or float("inf")
+        self.objective.teachers, self.objective.branches = nn.ModuleDict(), nn.ModuleDict()  # theirs is in use
+        del self.optimizer
 
-def plain(name: str, options: argparse.Namespace) -> Callable[[], float]:
-    """The step of the plain formulation."""
-    workload = ours(name, options, lower=False)
-    recipe, dtype = workload.case.recipe, torch.bfloat16 if options.dtype == "bf16" else torch.float32
-    model = PLAIN[name](workload.objective, dtype).train()
-    for part in ("teacher", "encoder", "project"):
-        if hasattr(model, part):
-            getattr(model, part).requires_grad_(False).eval()
-    groups = parameter_groups(model, recipe.optimization, lambda name: 0)
-    keys = {"params", "weight_decay"}
-    policy = recipe.optimization
-    optimizer = torch.optim.AdamW(
-        [{k: v for k, v in group.items() if k in keys} for group in groups],
-        lr=workload.plan.rate(0) or 1e-6,
-        betas=policy.betas,
-        foreach=False,
-    )
-    view, (mask,) = workload.batch.views["main"], workload.batch.masks["main"]
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    del workload
-
-    def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, dtype is torch.bfloat16):
-            loss = model(view, mask)
+    def step(self, mark: Callable[[str], object] = lambda part: None) -> None:
+        """One step, all of which counts as the student's."""
+        mark("student")
+        view, (mask,) = self.batch.views["main"], self.batch.masks["main"]
+        with torch.autocast("cpu", torch.bfloat16, self.case.recipe.precision == "bfloat16"):
+            loss = self.plain(view, mask)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, policy.clip_norm or float("inf"))
-        optimizer.step()
-        optimizer.zero_grad()
-        if hasattr(model, "after"):
-            model.after()
-        return float(loss)
-
-    return step
+        nn.utils.clip_grad_norm_(self.trained, self.limit)
+        self.adamw.step()
+        self.adamw.zero_grad()
+        if isinstance(self.plain, Data2vec):
+            self.plain.after()
+        mark("")
 
 
-def serve(side: str, name: str, options: argparse.Namespace) -> None:
-    """One line for each line of stdin: the timing of a step, or what was measured in all."""
-    work = ours(name, options) if side == "ours" else None
-    step = work.step if work else plain(name, options)
-    for line in sys.stdin:
-        if line.strip() == "step":
-            answer: Any = vars(timed(step, torch.device("cpu")))
-        else:
-            answer = {"rss": peak_rss() / 1e6}
-            if work:
-                dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
-                answer["rate"] = matmul_rate(dtype, torch.device("cpu"), 2048)
-                answer["flops"] = sum(work.flops().values())
-        print(json.dumps(answer), flush=True)
+def case(name: str, options: argparse.Namespace, plain: bool = False) -> Case:
+    """What is measured of one side. Lower precisions of a teacher are ours alone."""
+    low = LOWER.get(name, []) if options.dtype == "bf16" and not plain else []
+    changes = [f"batch={options.batch}", f"precision={'bfloat16' if options.dtype == 'bf16' else 'float32'}"]
+    recipe = load(name, [*CHANGES[name], *low, *changes, *options.set])
+    return Case(recipe, script=str(Path(__file__).resolve()) if plain else "")
 
 
 def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    sides = {}
-    for side in ("plain", "ours"):
-        command = [sys.executable, __file__, *sys.argv[1:], "--serve", side, name]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        sides[side] = subprocess.Popen(command, text=True, **pipes)
-
-    def ask(side: str, what: str) -> dict[str, Any]:
-        process = sides[side]
-        process.stdin.write(f"{what}\n")
-        process.stdin.flush()
-        found: dict[str, Any] = json.loads(process.stdout.readline())
-        return found
-
-    rounds = []
-    for number in range(options.steps + 3):
-        order = [*sides] if number % 2 else [*sides][::-1]
-        taken = {side: ask(side, "step") for side in order}
-        rounds += [taken] if number >= 3 else []
-    ends = {side: ask(side, "end") for side in sides}
-    for process in sides.values():
-        process.stdin.close()
-        process.wait()
-    clean = [r for r in rounds if all(taken["clean"] for taken in r.values())]
-    kept = clean if len(clean) >= 3 else rounds
-    ratios = sorted(r["ours"]["wall"] / r["plain"]["wall"] for r in kept)
-    low, middle, high = statistics.quantiles(ratios, method="inclusive")
-    seconds = {side: statistics.median(r[side]["wall"] for r in kept) for side in sides}
+    costs = measure([case(name, options, plain=True), case(name, options)], options.steps)
+    plain, ours = costs
+    ratio = ratios(costs)[1]
     return {
         "recipe": name,
         "dtype": options.dtype,
         "batch": options.batch,
-        "ratio": round(middle, 3),
-        "quartiles": [round(low, 3), round(high, 3)],
-        "cpu_ratio": round(statistics.median(r["ours"]["cpu"] / r["plain"]["cpu"] for r in kept), 3),
-        "seconds": {side: round(value, 3) for side, value in seconds.items()},
-        "memory": round(ends["ours"]["rss"] / ends["plain"]["rss"], 3),
-        "peak_rss_mb": {side: round(end["rss"]) for side, end in ends.items()},
-        "gflops_per_s": round(ends["ours"]["flops"] / seconds["ours"] / 1e9, 1),
-        "of_matmul_rate": round(ends["ours"]["flops"] / seconds["ours"] / ends["ours"]["rate"], 3),
-        "clean_rounds": len(clean),
-        "rounds": len(rounds),
+        **{key: round(getattr(ratio, key), 3) for key in ("time", "low", "high", "cpu", "memory", "flops")},
+        "seconds": {"plain": round(plain.step_time_median_s, 3), "ours": round(ours.step_time_median_s, 3)},
+        "peak_rss_mb": {"plain": round(plain.peak_rss_mb), "ours": round(ours.peak_rss_mb)},
+        "of_matmul_rate": {"plain": round(plain.matmul_share, 3), "ours": round(ours.matmul_share, 3)},
+        "clean_steps": {"plain": plain.clean_steps, "ours": ours.clean_steps},
     }
 
 
 def check(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Largest differences of one step in float32: the loss, and the gradients of what both have."""
-    options.dtype = "fp32"
-    options.set = [*options.set, "student.drop_path=0"] + ["student.attention_dropout=0"] * (name == "data2vec")
-    work = ours(name, options)
+    more = ["student.drop_path=0"] + ["student.attention_dropout=0"] * (name == "data2vec")
+    told = argparse.Namespace(**{**vars(options), "dtype": "fp32", "set": [*options.set, *more]})
+    work = Workload(case(name, told), torch.device("cpu"))
     view, (mask,) = work.batch.views["main"], work.batch.masks["main"]
     theirs = PLAIN[name](copy.deepcopy(work.objective), torch.float32).train()
     loss = theirs(view, mask)
@@ -391,19 +347,17 @@ def check(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):  # the file in which `measure` hands a case over
+        turns.main(sys.argv[1], Plain)
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=[*PLAIN])
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--model", default="", help="size of the student; the recipe's own is base")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes for both sides")
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        serve(*options.serve, options)
-        return
     for name in options.recipes:
         print(json.dumps((check if options.check else compare)(name, options)), flush=True)
 

@@ -10,7 +10,8 @@ import torch
 
 from unimim.cli.benching import _show, _sized
 from unimim.cli.errors import Problems
-from unimim.evaluation.cost import Case, Workload
+from unimim.evaluation.cost import Case
+from unimim.evaluation.workload import Workload
 from unimim.recipe import load
 
 from .conftest import TINY, Unimim

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tests.engine import toys
 from unimim import Recipe
 from unimim.evaluation import protocol_of
-from unimim.evaluation.cost import SHARES, Case, Cost, Ledger, Timing, Workload, matmul_rate, ratios, watched
+from unimim.evaluation.cost import SHARES, Case, Cost, Timing, ratios
 from unimim.evaluation.training_cost import scores
+from unimim.evaluation.workload import Ledger, Workload, matmul_rate, watched
 from unimim.recipe import Replay
 
 CPU = torch.device("cpu")

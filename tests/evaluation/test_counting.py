@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.engine import toys
 from unimim import Recipe, load
-from unimim.evaluation.cost import Case, Workload
+from unimim.evaluation.cost import Case
 from unimim.evaluation.counting import PHASES, Imagined, Meter, Work, count, unloaded
+from unimim.evaluation.workload import Workload
 
 CPU = torch.device("cpu")
 MIXED = "precision=bfloat16"

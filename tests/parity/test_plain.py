@@ -30,7 +30,7 @@ def plain() -> ModuleType:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_our_step_has_the_loss_and_gradients_of_the_plain_one(plain: ModuleType, name: str) -> None:
-    found = plain.check(name, Namespace(batch=4, model="", dtype="fp32", set=[*SMALL, *CHANGES[name]]))
+    found = plain.check(name, Namespace(batch=4, dtype="fp32", set=[*SMALL, *CHANGES[name]]))
     assert found["ours"] == pytest.approx(found["plain"], rel=1e-6)
     assert found["gradients"] < 1e-5
     assert found["compared"] > 30

@@ -20,7 +20,8 @@ from torch.utils.flop_counter import flop_registry
 from ..objective import Objective
 from ..recipe import Recipe
 from ..types import _move
-from .cost import Case, Workload
+from .cost import Case
+from .workload import Workload
 
 PHASES = ("forward", "backward", "update")
 """Of a step: up to the loss, its gradient, and what comes after: clipping, the optimizer, momentum copies."""

@@ -11,17 +11,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 import torch.distributed as dist
 
 from ..engine.distributed import launch, process_group
 from ..engine.run import Run
 from ..world import rank, world_size
-from .cost import Case, Cost, Timing, Workload
+from .cost import Case, Cost, Timing
+from .workload import Workload
 
 MODULE = "unimim.evaluation.turns"
 WARMUP = 3
@@ -64,7 +65,8 @@ class Worker:
         path.write_text(json.dumps(case.data()), encoding="utf-8")
         with self.log.open("w", encoding="utf-8") as log:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-            self.process = subprocess.Popen([sys.executable, "-m", MODULE, str(path)], text=True, **pipes)
+            program = [case.script] if case.script else ["-m", MODULE]
+            self.process = subprocess.Popen([sys.executable, *program, str(path)], text=True, **pipes)
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +102,7 @@ class Worker:
         return answer
 
 
-def main(path: str) -> None:
+def main(path: str, make: type[Workload] = Workload) -> None:
     """The other side of `Worker`: in its process, or in each of those that it launches."""
     case = Case.of(json.loads(Path(path).read_text(encoding="utf-8")))
     if case.procs > 1 and "RANK" not in os.environ:
@@ -114,16 +116,16 @@ def main(path: str) -> None:
             print(json.dumps(value), file=answers, flush=True)
 
     with process_group(Run(out=Path(path).parent, device=case.device)) as device:
-        _obey(case, device, answer)
+        _obey(partial(make, case, device), answer)
 
 
-def _obey(case: Case, device: torch.device, answer: Callable[[Any], None]) -> None:
+def _obey(make: Callable[[], Workload], answer: Callable[[Any], None]) -> None:
     timings: list[Timing] = []
     workload = None
     for asked in _orders():
         if asked == "build":
             try:
-                workload = Workload(case, device)
+                workload = make()
             except ValueError as error:
                 answer({"problem": str(error)})
                 return
