@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from torch import Tensor, nn
@@ -143,6 +143,9 @@ class Teacher(Component, nn.Module):
     """
 
     class Config(Component.Config):
+        weights_from: ClassVar[tuple[str, ...]] = ()
+        """Fields that say where its weights come from; with None or False in all of them they are new."""
+
         @property
         def discrete(self) -> bool:
             """Returns ids instead of vectors."""
@@ -187,7 +190,12 @@ class Teacher(Component, nn.Module):
         @property
         def reloads(self) -> bool:
             """Its weights come from elsewhere whenever it is built, so checkpoints leave them out."""
-            return False
+            return any(getattr(self, field) not in (None, False) for field in self.weights_from)
+
+        def untrained(self) -> Self:
+            """The same teacher with new weights, which cost as much as others: for counting and trials."""
+            absent = {field: False if isinstance(getattr(self, field), bool) else None for field in self.weights_from}
+            return self.model_copy(update=absent)
 
         def build(self, geometry: Geometry) -> Teacher:
             teacher: Teacher = self.component(self, geometry)

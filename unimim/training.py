@@ -231,6 +231,10 @@ def finish(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _greet(log: Log, recipe: Recipe, plan: Plan, run: Run, source: ImageSource) -> None:
+    if run.target_cache and not recipe.replay:
+        log.say(
+            "target cache not used: the recipe replays nothing; replay.crops=1 makes crops come again, another result"
+        )
     axes = ", ".join(f"{axis} {value}" for axis, value in recipe.axes().items())
     micro = run.micro_batch or plan.batch // world_size()
     repeats = plan.batch // world_size() // micro

@@ -51,7 +51,7 @@ def test_several_recipes_are_a_list(unimim: Unimim) -> None:
         (["--plan", "--gpus", 0, *GPU], ["--gpus: above 0, got 0"]),
         (["--plan", "--utilization", 2, *GPU], ["--utilization: a share of the peak, at most 1, got 2"]),
         (["--plan", "--images", 9, *GPU], ["mae: --images: 9 make no batch of 4096; give a smaller --batch"]),
-        (["--plan", "--procs", 2, *GPU], ["--plan: measures nothing, so --compare, --procs and --device say nothing"]),
+        (["--plan", "--procs", 2, *GPU], ["--plan: measures nothing, so --compare, --procs, --device and run.KEY say"]),
         (["--bandwidth", 9], ["--bandwidth: says what to plan for; add --plan, or leave it out"]),
         (
             ["--plan", "--memory-bandwidth", "nan", "--gpu-tflops", -1],

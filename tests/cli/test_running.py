@@ -56,6 +56,14 @@ def test_train_leaves_a_run_folder_and_says_what_is_next(unimim: Unimim, images:
     assert load_student(out / "weights").dim == 16
 
 
+def test_a_cache_that_nothing_is_kept_in_is_told(unimim: Unimim, images: Path, tmp_path: Path) -> None:
+    cache = f"run.target_cache={tmp_path / 'cache'}"
+    ran = train(unimim, images, tmp_path / "run", "epochs=1", cache)
+    assert ran.code == 0
+    assert "target cache not used: the recipe replays nothing; replay.crops=1 makes crops come again" in ran.err
+    assert not (tmp_path / "cache").exists()
+
+
 def test_replay_repeats_a_run(unimim: Unimim, trained: Path, tmp_path: Path) -> None:
     ran = unimim("replay", trained)
     assert (ran.code, ran.out) == (0, "identical for 8 steps\n")

@@ -250,10 +250,8 @@ def test_a_cache_in_use_is_locked_until_its_run_is_over(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_replays_nothing_has_no_cache(tmp_path: Path) -> None:
-    said: list[str] = []
-    with opened(toys.recipe(), tmp_path / "cache", said) as cache:
+    with opened(toys.recipe(), tmp_path / "cache") as cache:
         assert not cache.rows
-    assert "the recipe replays nothing; replay.crops=1" in said[0]
     assert not (tmp_path / "cache").exists()
 
 

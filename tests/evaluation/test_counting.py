@@ -115,3 +115,6 @@ def test_nothing_is_loaded() -> None:
     assert load("maskdistill").terms["mim"].teacher.reloads
     assert not recipe.terms["mim"].teacher.reloads
     assert unloaded(load("mae")) == load("mae")
+    inner = {"name": "timm", "model": "vit_base_patch16_224.dino"}
+    codes = unloaded(load("beit-micro", [f"teacher={{name: kmeans, teacher: {inner}}}"])).terms["mim"].teacher
+    assert not codes.teacher.reloads  # type: ignore[attr-defined]

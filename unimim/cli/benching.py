@@ -16,7 +16,6 @@ from .listing import Json
 from .planning import Bandwidth, Fp32Tflops, Gpus, GpuTflops, Images, MemoryBandwidth, Offered, Utilization, show_plans
 
 if TYPE_CHECKING:
-    from ..engine.run import Run
     from ..evaluation.cost import Case, Cost
     from ..recipe import Recipe
 
@@ -77,33 +76,21 @@ def bench(
     refuse_torchrun(problems, "bench")
     if dtype and dtype not in PRECISIONS:
         problems.add(f"--dtype: {dtype!r} is neither fp32 nor bf16")
-    if plan and (compare or procs != 1 or device):
-        problems.add(
-            "--plan: measures nothing, so --compare, --procs and --device say nothing to it; give recipes, and --gpus"
-        )
-    given = _given(problems, words or [], compare)
-    cases, recipes = [], []
+    sides = _given(problems, words or [], compare)
     size = 8 if batch is None and not plan else batch
-    common = [
-        *([] if size is None else [f"batch={size}"]),
-        *([f"precision={PRECISIONS[dtype]}"] if dtype in PRECISIONS else []),
-    ]
-    for name, words_of in given:
-        changes, of_run = split_changes(words_of)
-        run = run_options(problems, None, procs, of_run, device=device)
-        recipe = _sized(problems, name, [*changes, *common], model)
-        _heeded(problems, of_run, plan)
-        if recipe and plan:
-            recipes.append(recipe)
-        elif recipe and run and procs > 0:
-            cases += _case(problems, recipe, run, procs, model)
+    common = [] if size is None else [f"batch={size}"]
+    common += [f"precision={PRECISIONS[dtype]}"] if dtype in PRECISIONS else []
     if plan:
-        show_plans(problems, recipes, offered, as_json)
+        if compare or procs != 1 or device or any(split_changes(words)[1] for _, words in sides):
+            problems.add("--plan: measures nothing, so --compare, --procs, --device and run.KEY say nothing to it")
+        sized = [_sized(problems, name, [*split_changes(words)[0], *common], model) for name, words in sides]
+        show_plans(problems, [recipe for recipe in sized if recipe], offered, as_json)
         return
+    cases = [case for side in sides for case in _cases(problems, *side, common, model, procs, device)]
     problems.refuse()
     costs = _measure([cases] if compare else [[case] for case in cases], steps)
     if compare:
-        _show_ratio(costs, [" ".join([name, *changes]) for name, changes in given], as_json)
+        _show_ratio(costs, [" ".join([name, *changes]) for name, changes in sides], as_json)
     elif as_json:
         emit(costs[0].data() if len(costs) == 1 else [cost.data() for cost in costs])
     else:
@@ -111,7 +98,7 @@ def bench(
     replaying = ", ".join(dict.fromkeys(case.recipe.name for case in cases if case.recipe.replay))
     if replaying and not as_json:
         say(
-            f"{replaying}: with replay its targets lie in the batch, as from a full cache; reading it is not measured",
+            f"{replaying}: its replayed targets lie in the batch, as from a full cache; reading it is not measured",
             "dim",
         )
 
@@ -168,25 +155,27 @@ def _yaml(value: Any) -> str:
     return str(list(value) if isinstance(value, tuple) else value)
 
 
-def _heeded(problems: Problems, of_run: Sequence[str], plan: bool) -> None:
-    from ..engine.run import Run
-    from ..evaluation.cost import OPTIONS
-
-    for word in of_run:
-        key = word.removeprefix("run.").partition("=")[0]
-        if key not in Run.model_fields:
-            continue  # said already
-        if plan:
-            problems.add(f"{word}: a plan knows nothing of how a recipe is run; leave it out")
-        elif key not in OPTIONS:
-            problems.add(f"{word}: not part of a measured step; bench heeds run.{', run.'.join(OPTIONS)}")
-
-
-def _case(problems: Problems, recipe: Recipe, run: Run, procs: int, model: str) -> list[Case]:
+def _cases(
+    problems: Problems,
+    name: str,
+    words: Sequence[str],
+    common: Sequence[str],
+    model: str,
+    procs: int,
+    device: str | None,
+) -> list[Case]:
+    """The case of one side of a comparison, or none if something about it is wrong."""
     from ..evaluation.cost import OPTIONS, Case
 
+    changes, of_run = split_changes(words)
+    run = run_options(problems, None, procs, of_run, device=device)
+    recipe = _sized(problems, name, [*changes, *common], model)
+    if recipe is None or run is None or procs < 1:
+        return []
     with problems.of(f"--batch, --procs: {recipe.name}"):
-        options = {name: getattr(run, name) for name in OPTIONS if name in run.model_fields_set}
+        options = {field: getattr(run, field) for field in run.model_fields_set - {"out", "device"}}
+        for field in options.keys() - OPTIONS:
+            problems.add(f"run.{field}: not part of a measured step; bench heeds run.{', run.'.join(OPTIONS)}")
         return [Case(recipe, run.device, procs, model, options)]
     return []
 

@@ -121,10 +121,12 @@ def show_plans(problems: Problems, recipes: Sequence[Recipe], offered: Offered, 
     problems.refuse()
     found = []
     logging.disable(logging.WARNING)  # a library remarks on weights that nobody wanted
-    for recipe in recipes:
-        with problems.of(recipe.name):
-            found.append(forecast(recipe, images, offered.machine()))
-    logging.disable(logging.NOTSET)
+    try:
+        for recipe in recipes:
+            with problems.of(recipe.name):
+                found.append(forecast(recipe, images, offered.machine()))
+    finally:
+        logging.disable(logging.NOTSET)
     problems.refuse()
     if as_json:
         emit(found[0].data() if len(found) == 1 else [each.data() for each in found])

@@ -138,17 +138,11 @@ def open_cache(
     Every process opens it for itself, one after the other on a host: the first makes what is missing. Raises ValueError if
     teachers are sharded, or if it cannot fit, with its size. A folder that cannot be written is said.
     """
-    replayed = (
-        objective.replayed() if hasattr(objective, "replayed") else None
-    )  # evaluations train with their subject's Run
+    replaying: Replaying = objective
+    replayed = {} if run.target_cache is None else replaying.replayed()
     if run.target_cache is None or not replayed:
-        if run.target_cache and replayed is not None:
-            say(
-                "target cache not used: the recipe replays nothing; replay.crops=1 makes crops come again, another result"
-            )
         yield TargetCache()
         return
-    replaying: Replaying = objective
 
     def ask(batch: Batch) -> dict[str, Target]:
         with torch.autocast(device.type, torch.bfloat16, plan.precision == "bfloat16"):
@@ -160,16 +154,19 @@ def open_cache(
         target = ask(sampling.collate([sampling(blank, 0, 0)]).to(device))[name]
         return Layout.of(target, replayed[name].precision, replayed[name].vocabulary)
 
-    rows: dict[str, Rows] = {}
+    images, rows = fingerprint(), dict[str, Rows]()
+    abouts = {
+        name: {**wanted.about, "weights": _digest(wanted.teacher), "images": images}
+        for name, wanted in replayed.items()
+    }
     with ExitStack() as held:
         try:
             run.target_cache.mkdir(parents=True, exist_ok=True)
             with _locked(run.target_cache / ".lock", fcntl.LOCK_EX):
                 for name, wanted in replayed.items():
-                    about = {**wanted.about, "weights": _digest(wanted.teacher), "images": fingerprint()}
-                    folder = run.target_cache / _key(about)
+                    folder = run.target_cache / _key(abouts[name])
                     count = plan.num_images * wanted.crops
-                    rows[name] = _claim(folder, about, count, run.target_cache_gb, partial(layout, name), say)
+                    rows[name] = _claim(folder, abouts[name], count, run.target_cache_gb, partial(layout, name), say)
                     held.enter_context(_locked(folder / "lock", fcntl.LOCK_SH))
         except OSError as error:
             say(f"target cache not opened: {error}; training goes on without")

@@ -129,14 +129,7 @@ def as_fused() -> Iterator[None]:
 
 def unloaded(recipe: Recipe) -> Recipe:
     """The same recipe, its teachers without the weights that they would load."""
-    absent = dict.fromkeys(("pretrained", "weights", "checkpoint"))
-    terms = {}
-    for name, term in recipe.terms.items():
-        teacher = term.teacher
-        if teacher.reloads:
-            fields = {key: value for key, value in absent.items() if key in type(teacher).model_fields}
-            teacher = teacher.model_copy(update=fields)
-        terms[name] = term.model_copy(update={"teacher": teacher})
+    terms = {name: term.model_copy(update={"teacher": term.teacher.untrained()}) for name, term in recipe.terms.items()}
     return recipe.model_copy(update={"terms": terms})
 
 

@@ -23,7 +23,8 @@ from ..engine.log import Log
 from ..engine.loop import train
 from ..engine.run import Plan, Run
 from ..layers.blocks import Block
-from ..types import Batch, Progress, View
+from ..targets import Replayed
+from ..types import Batch, Progress, Target, View
 from ..world import rank, world_size
 
 
@@ -72,6 +73,12 @@ class Supervised(nn.Module, ABC):
 
     def frozen_teachers(self) -> list[nn.Module]:
         return []
+
+    def replayed(self) -> dict[str, Replayed]:
+        return {}
+
+    def ask(self, batch: Batch) -> dict[str, Target]:
+        return {}
 
     def training_state(self) -> dict[str, Tensor]:
         return dict(self.state_dict())

@@ -6,7 +6,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -56,16 +56,13 @@ class DVae(Teacher):
         weights folder of a dVAE that unimim trained (plugin unimim-dvae); None: random weights, for trials of the
         machinery only."""
 
+        weights_from: ClassVar[tuple[str, ...]] = ("weights",)
         name: Literal["dvae"] = "dvae"
         weights: str | None = None
         vocab_size: int = Field(8192, gt=1, le=2**20)
         num_hidden: int = Field(256, ge=4, le=2**16, multiple_of=4)
         blocks_per_group: int = Field(2, gt=0, le=1024)
         precision: Literal["float32", "bfloat16"] = "float32"
-
-        @property
-        def reloads(self) -> bool:
-            return self.weights is not None
 
         @property
         def discrete(self) -> bool:

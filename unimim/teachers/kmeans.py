@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +46,11 @@ class KMeans(Teacher):
             return True
 
         @property
-        def cacheable(self) -> bool:
-            return super().cacheable and not self.teacher.moves  # live weights move on after the fit
+        def moves(self) -> bool:
+            return self.teacher.moves
+
+        def untrained(self) -> Self:
+            return self.model_copy(update={"teacher": self.teacher.untrained()})
 
         @property
         def label(self) -> str:

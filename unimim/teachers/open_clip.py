@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,7 @@ class OpenClip(Teacher):
         mean, std: statistics of [0, 1] RGB; None is the tower's own. Others belong to targets that were made with them.
         """
 
+        weights_from: ClassVar[tuple[str, ...]] = ("pretrained",)
         name: Literal["open_clip"] = "open_clip"
         model: str = "ViT-B-16-quickgelu"
         pretrained: str | None = "openai"
@@ -64,7 +65,7 @@ class OpenClip(Teacher):
 
         @property
         def reloads(self) -> bool:
-            return self.pretrained is not None or ":" in self.model or Path(self.model).is_dir()
+            return super().reloads or ":" in self.model or Path(self.model).is_dir()
 
         @property
         def label(self) -> str:

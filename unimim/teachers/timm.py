@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,7 @@ class Timm(Teacher):
         mean, std: statistics of [0, 1] RGB; None is the model's own. Foreign weights may have been trained with others.
         """
 
+        weights_from: ClassVar[tuple[str, ...]] = ("pretrained", "checkpoint")
         name: Literal["timm"] = "timm"
         model: str
         pretrained: bool = True
@@ -94,10 +95,6 @@ class Timm(Teacher):
             if self.feature == "mean" and self.block != -1:
                 raise ValueError("feature: mean reads the last blocks; it has no block")
             return self
-
-        @property
-        def reloads(self) -> bool:
-            return self.pretrained or self.checkpoint is not None
 
         @property
         def label(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,7 @@ class VQKD(Teacher):
         precision: of the encoder's weights and computation; distances to codes are float32. Ids at near-ties depend on it.
         """
 
+        weights_from: ClassVar[tuple[str, ...]] = ("checkpoint",)
         name: Literal["vqkd"] = "vqkd"
         checkpoint: str | None = None
         patch_size: int = Field(16, gt=0, le=2**10)
@@ -61,10 +62,6 @@ class VQKD(Teacher):
             if self.dim % self.num_heads:
                 raise ValueError(f"dim {self.dim} does not divide into num_heads {self.num_heads}")
             return self
-
-        @property
-        def reloads(self) -> bool:
-            return self.checkpoint is not None
 
         @property
         def discrete(self) -> bool:

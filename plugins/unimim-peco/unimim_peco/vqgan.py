@@ -6,7 +6,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -138,6 +138,7 @@ class VQGAN(Teacher):
         Defaults are those of the public ImageNet model with 16 pixels a code, but for its 1024 codes.
         """
 
+        weights_from: ClassVar[tuple[str, ...]] = ("checkpoint",)
         name: Literal["vqgan"] = "vqgan"
         checkpoint: str | None = None
         dim: int = Field(128, gt=0, le=2**14, multiple_of=GROUPS)
@@ -162,10 +163,6 @@ class VQGAN(Teacher):
         def stride(self) -> int:
             """Pixels of a code."""
             return 1 << (len(self.multipliers) - 1)
-
-        @property
-        def reloads(self) -> bool:
-            return self.checkpoint is not None
 
         @property
         def discrete(self) -> bool:
