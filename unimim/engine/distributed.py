@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ..world import host_group, world_size
+from .memory import keep_freed_memory
 from .run import Run
 from .slurm import SIGNALS, join_slurm
 
@@ -32,13 +33,16 @@ def process_group(run: Run) -> Iterator[torch.device]:
     """Join the group of torchrun's (or srun's) environment variables, if they are set; the device of this process.
 
     NCCL between CUDA devices, gloo otherwise. A process alone is a group of one if it is to shard, and none otherwise.
+    On a CPU, the process keeps the memory of freed tensors from now on (`keep_freed_memory`).
     """
     join_slurm()
     alone = "WORLD_SIZE" not in os.environ
-    if dist.is_initialized() or (alone and run.parallel == "ddp"):
-        yield torch.device(run.device)
-        return
     device = torch.device(run.device) if alone or run.device != "cuda" else torch.device("cuda", _local_rank())
+    if device.type == "cpu":
+        keep_freed_memory()
+    if dist.is_initialized() or (alone and run.parallel == "ddp"):
+        yield device
+        return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
