@@ -7,9 +7,9 @@ The plain one is written as the methods' papers and first implementations descri
 out with its bias in float32, every block and the final norm over the whole sequence, masks as booleans, torch's AdamW, a
 momentum copy averaged tensor by tensor, a one-hot matrix where the official tokenizer makes one, everything in the step. Its
 teachers: CLIP from open_clip as it is, cast once; data2vec's copy and BEiT's dVAE in float32; BEiT v2's tokenizer under
-autocast. It leaves freed memory to glibc's malloc as it comes; to let both sides keep theirs, run this file with
-MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 in the environment. Both sides share start values, images and masks, live in processes of their own and take turns; the
-ratio is the median over steps in which no other program took a quarter of a core (`unimim.evaluation.cost`).
+autocast. Both sides share start values, images and masks, live in processes of their own and take turns; the ratio is the
+median over steps in which no other program took a quarter of a core (`unimim.evaluation.cost`). The plain side leaves freed
+memory to glibc's malloc as it comes; MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 in the environment let both keep theirs.
 
 --check compares losses and gradients of one step in float32, drop path off.
 """
