@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -309,3 +310,19 @@ def test_a_recipe_that_draws_anew_in_each_process_is_told_from_one_that_adds_up(
     testing.check_processes("data2vec-micro", small)
     with pytest.raises(AssertionError, match="in 2 processes differs from that in one by"):
         testing.check_processes("data2vec-micro", [*small, "student.drop_path=0.9"])
+
+
+def test_what_a_file_raises_in_one_of_several_processes_comes_back(tmp_path: Path) -> None:
+    script = tmp_path / "meeting.py"
+    script.write_text(
+        "import torch, torch.distributed as dist\n"
+        "def main(folder, factor):\n"
+        "    x = torch.tensor(float(factor)) * (dist.get_rank() + 1)\n"
+        "    dist.all_reduce(x)\n"
+        "    assert dist.get_rank() or factor != '4', 'four is refused'\n"
+        "    torch.save(x, f'{folder}/{dist.get_rank()}.pt')\n"
+    )
+    testing.in_processes(script, tmp_path, 2)
+    assert [float(torch.load(tmp_path / f"{rank}.pt")) for rank in range(2)] == [6, 6]
+    with pytest.raises(RuntimeError, match=r"one of 2 processes failed: (.|\n)*four is refused"):
+        testing.in_processes(script, tmp_path, 4)

@@ -22,7 +22,7 @@ from .contracts import (
     check_views,
 )
 from .parity import Golden, check_gradients
-from .processes import check_processes
+from .processes import check_processes, in_processes
 from .static import absent_gpu, check_static_step
 
 __all__ = [
@@ -40,4 +40,5 @@ __all__ = [
     "check_student",
     "check_teacher",
     "check_views",
+    "in_processes",
 ]

@@ -1,12 +1,13 @@
-"""Whether several processes compute what one computes at the same global batch."""
+"""A Python file run by several processes of one group, and whether they compute what one does at the same global batch."""
 
 from __future__ import annotations
 
 import multiprocessing
+import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ from ..world import all_reduce_sum, rank, world_size
 from .contracts import _pixels, _require, _stirred
 
 
+def in_processes(script: str | Path, *arguments: object, procs: int = 2, seconds: float = 240) -> None:
+    """`main(*arguments)` of the Python file `script`, its arguments as str, in `procs` processes of one gloo group.
+
+    RuntimeError with what they wrote to stderr if one fails; subprocess.TimeoutExpired after `seconds`.
+    """
+    _start(_run_script, str(Path(script).resolve()), *map(str, arguments), procs=procs, seconds=seconds)
+
+
 def check_processes(recipe: Recipe | str, overrides: Sequence[str] = (), procs: int = 2) -> None:
     """One training step of a recipe, its batch of 2 `procs` images split over processes (gloo, CPU): every term's loss
     within 1e-5, and every parameter's gradient within 1e-4 of its largest entry, are those of one process. Rounding is
@@ -37,9 +46,10 @@ def check_processes(recipe: Recipe | str, overrides: Sequence[str] = (), procs: 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
-        code = f"from unimim.testing.processes import _join_all; _join_all({name!r}, {procs})"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
-        must(done.returncode == 0, f"a process failed: {done.stderr[-4000:]}")
+        try:
+            _start(_save_step, name, procs=procs)
+        except RuntimeError as error:
+            must(False, str(error))
         several: dict[str, Tensor] = torch.load(folder / "step.pt", weights_only=True)
     noise = 5e-6 * max(float(value.abs().max()) for value in one.values())
     for what, value in one.items():
@@ -65,10 +75,34 @@ def _step(recipe: Recipe, num_images: int) -> dict[str, Tensor]:
     return {name: all_reduce_sum(value) for name, value in found.items()}
 
 
-def _join_all(folder: str, procs: int) -> None:
-    """`_join` in `procs` processes: forks of this one where that is safe, for loading torch takes longer than the step."""
+def _save_step(folder: str) -> None:
+    """The step of the recipe in `folder`, which the first process also writes there."""
+    found = _step(load(f"{folder}/recipe.yaml"), 2 * world_size())
+    if rank() == 0:
+        torch.save(found, f"{folder}/step.pt")
+
+
+def _run_script(path: str, *arguments: str) -> None:
+    runpy.run_path(path)["main"](*arguments)
+
+
+def _start(act: Callable[..., None], *arguments: str, procs: int, seconds: float = 240) -> None:
+    """`act(*arguments)` in `procs` processes, which a new one starts: this one may hold threads, which forks lack."""
+    with tempfile.TemporaryDirectory() as name:
+        call = (f"{name}/meet", procs, act.__name__, arguments)
+        code = f"from unimim.testing import processes; processes._join_all{call!r}"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds)
+    if done.returncode:
+        raise RuntimeError(f"one of {procs} processes failed: {done.stderr[-4000:]}")
+
+
+def _join_all(meet: str, procs: int, act: str, arguments: Sequence[str]) -> None:
+    """`_join` in `procs` processes: forks of this one where that is safe, for loading torch takes longer than the step.
+
+    Forks also leave without the interpreter's clean-up, during which a gloo thread that drops a last tensor would abort.
+    """
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    parts = [context.Process(target=_join, args=(folder, procs, number)) for number in range(procs)]
+    parts = [context.Process(target=_join, args=(meet, procs, number, act, arguments)) for number in range(procs)]
     for part in parts:
         part.start()
     for part in parts:
@@ -76,11 +110,8 @@ def _join_all(folder: str, procs: int) -> None:
     sys.exit(any(part.exitcode for part in parts))
 
 
-def _join(folder: str, procs: int, number: int) -> None:
-    """The step of one of `procs` processes; the first writes what all of them made."""
+def _join(meet: str, procs: int, number: int, act: str, arguments: Sequence[str]) -> None:
     torch.set_num_threads(torch.get_num_threads())  # makes the pool of threads anew after a fork
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=procs)
-    found = _step(load(f"{folder}/recipe.yaml"), 2 * procs)
-    if number == 0:
-        torch.save(found, f"{folder}/step.pt")
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=number, world_size=procs)
+    globals()[act](*arguments)
     dist.destroy_process_group()

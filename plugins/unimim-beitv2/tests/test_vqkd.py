@@ -245,12 +245,8 @@ def test_fields() -> None:
 @pytest.mark.slow
 def test_two_processes_are_one_with_and_without_micro_batches(tmp_path: Path) -> None:
     worker = runpy.run_path(str(WORKER))
-    command = [sys.executable, str(WORKER)]
-    ends = [str(tmp_path / "store"), str(tmp_path)]
-    running = [subprocess.Popen([*command, str(rank), "2", *ends], stderr=subprocess.PIPE) for rank in range(2)]
+    testing.in_processes(WORKER, tmp_path)
     one = [worker["step"](worker["objective"](), parts=parts) for parts in (1, 2)]
-    errors = [process.communicate(timeout=100)[1].decode() for process in running]
-    assert [process.returncode for process in running] == [0, 0], errors
     two = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for found in (one[1], *two[0], *two[1]):
         assert {*found} == {*one[0]}

@@ -1,13 +1,9 @@
-"""One process of several: its share of a batch through a tiny vqkd-micro, as the engine would do it; see test_vqkd.py.
-
-python worker.py RANK WORLD STORE OUT
-"""
+"""One process of several: its share of a batch through a tiny vqkd-micro, as the engine would do it; see test_vqkd.py."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +62,7 @@ def step(made: Any, rank: int = 0, world: int = 1, parts: int = 1) -> dict[str, 
     return found | {"report": book.report[:3], "report/objective": torch.stack([*made.health.values()][-4:-1])}
 
 
-def main(rank: int, world: int, store: str, out: str) -> None:
+def main(folder: str) -> None:
     """Whole shares, then two micro-batches each."""
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    torch.save([step(objective(), rank, world, parts) for parts in (1, 2)], Path(out) / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    steps = [step(objective(), dist.get_rank(), dist.get_world_size(), parts) for parts in (1, 2)]
+    torch.save(steps, Path(folder) / f"{dist.get_rank()}.pt")

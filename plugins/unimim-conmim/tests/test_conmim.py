@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import runpy
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,15 +180,9 @@ def test_the_momentum_rises_to_one() -> None:
 
 @pytest.mark.timeout(280)
 def test_two_processes_are_two_halves_each_with_its_own_statistics(tmp_path: Path) -> None:
-    parts = [
-        subprocess.Popen([sys.executable, str(SCRIPT), str(tmp_path), str(number)], stderr=subprocess.PIPE, text=True)
-        for number in range(2)
-    ]
+    testing.in_processes(SCRIPT, tmp_path)
     made = worker.objective()
     by_hand = worker.step(made, worker.batches(made, 2))
-    for part in parts:
-        said = part.communicate(timeout=240)[1]
-        assert part.returncode == 0, said
     first, second = (torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in range(2))
     assert {*by_hand} == {*first}
     for name, value in by_hand.items():

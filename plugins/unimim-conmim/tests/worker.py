@@ -1,8 +1,7 @@
-"""One training step on a share of a batch. As a script: one of two processes, which meet in a folder."""
+"""One training step on a share of a batch; `main` is that of one of two processes, whose results go to a folder."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,13 +52,7 @@ def step(made: Any, shares: Sequence[Batch]) -> dict[str, Tensor]:
     return found | {name: parameter.detach() for name, parameter in made.named_parameters()}
 
 
-def main(folder: str, number: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
+def main(folder: str) -> None:
+    rank = dist.get_rank()
     made = objective()
-    torch.save(step(made, [batches(made, 2)[number]]), f"{folder}/{number}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    torch.save(step(made, [batches(made, 2)[rank]]), f"{folder}/{rank}.pt")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -18,8 +16,7 @@ def build(*overrides: str) -> Any:
     return Objective(load("sdae-micro", overrides))
 
 
-def main(store: str, rank: int, *overrides: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def main(*overrides: str) -> None:
     whole, sharded = build(*overrides), build(*overrides)
     mesh = init_device_mesh("cpu", (2,))
     for part in [*sharded.blocks(), sharded]:
@@ -37,9 +34,3 @@ def main(store: str, rank: int, *overrides: str) -> None:
         value = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         torch.testing.assert_close(value, state[name], rtol=0, atol=1e-7, msg=name)
     assert halves > 50, "hardly anything was sharded"
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

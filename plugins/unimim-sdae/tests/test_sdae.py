@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -292,12 +290,9 @@ def test_the_published_size() -> None:
 
 
 @pytest.mark.slow
-def test_a_sharded_teacher_answers_and_follows_as_a_whole_one(tmp_path: Path) -> None:
-    command = [sys.executable, str(Path(__file__).parent / "sharded.py"), str(tmp_path / "store")]
-    overrides = [*SMALL, "student.image_size=32", "student.patch_size=4"]
-    processes = [subprocess.Popen([*command, str(rank), *overrides], stderr=subprocess.PIPE) for rank in range(2)]
-    errors = [process.communicate(timeout=300)[1].decode()[-4000:] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+def test_a_sharded_teacher_answers_and_follows_as_a_whole_one() -> None:
+    script = Path(__file__).with_name("sharded.py")
+    testing.in_processes(script, *SMALL, "student.image_size=32", "student.patch_size=4")
 
 
 @pytest.mark.slow
