@@ -21,7 +21,8 @@ from ..recipe import Recipe, load
 from ..sampling import Sampling
 from ..types import Progress
 from ..world import all_reduce_sum, rank, world_size
-from .contracts import _pixels, _require, _stirred
+from .contracts.rules import require
+from .contracts.toys import stirred, toy_pixels
 
 
 def in_processes(script: str | Path, *arguments: object, procs: int = 2, seconds: float = 240) -> None:
@@ -41,7 +42,7 @@ def check_processes(recipe: Recipe | str, overrides: Sequence[str] = (), procs: 
     dropout must be off, because each process draws its own.
     """
     recipe = load(recipe if isinstance(recipe, str) else recipe.data(), overrides)
-    must = partial(_require, f"recipe {recipe.name!r}")
+    must = partial(require, f"recipe {recipe.name!r}")
     one = _step(recipe, 2 * procs)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -61,9 +62,9 @@ def check_processes(recipe: Recipe | str, overrides: Sequence[str] = (), procs: 
 def _step(recipe: Recipe, num_images: int) -> dict[str, Tensor]:
     """{loss and gradient, by name} of this process's share of the batch, summed over processes."""
     torch.manual_seed(0)
-    objective = _stirred(Objective(recipe)).train()
+    objective = stirred(Objective(recipe)).train()
     sampling = Sampling(recipe, objective.student.geometry, objective.renditions)
-    images = _pixels((num_images, objective.student.geometry.channels, 80, 96), 5)
+    images = toy_pixels((num_images, objective.student.geometry.channels, 80, 96), 5)
     samples = [sampling(image, 0, index) for index, image in enumerate(images)]
     objective.fit([sampling.collate(samples)])
     objective.on_step_start(Progress(0, 10, 5))
