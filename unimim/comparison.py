@@ -11,7 +11,7 @@ from typing import Any
 
 from . import runs, weights
 from .engine.data.sources import ImageSource, in_memory, open_source
-from .engine.loop import NonFinite
+from .engine.guard import NonFinite
 from .engine.run import Run
 from .evaluation.probes import Probes, Results
 from .evaluation.sources import spread

@@ -27,8 +27,9 @@ from .engine.data import BadImage, TooManyBadImages
 from .engine.data.sources import ImageSource, in_memory, open_source
 from .engine.distributed import process_group
 from .engine.folder import Status, only_writer, read_status, write_status
+from .engine.guard import NonFinite
 from .engine.log import Log
-from .engine.loop import NonFinite, Outcome, train
+from .engine.loop import Outcome, train
 from .engine.run import Plan, Run
 from .objective import Objective
 from .recipe import Recipe

@@ -13,8 +13,9 @@ import torch
 
 from unimim import Objective, Recipe, Sampling
 from unimim.engine.data.decode import BadImage
+from unimim.engine.guard import NonFinite
 from unimim.engine.log import Log
-from unimim.engine.loop import NonFinite, Outcome, train
+from unimim.engine.loop import Outcome, train
 from unimim.training import build, plan_of
 
 from . import toys

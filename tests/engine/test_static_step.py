@@ -16,7 +16,9 @@ from torch import Tensor
 
 from tests.distributed.every import names, tiny
 from unimim import Objective, Sampling
-from unimim.engine.loop import Guard, Meters, clip
+from unimim.engine.guard import Guard
+from unimim.engine.loop import clip
+from unimim.engine.meters import Meters
 from unimim.engine.optim import make_optimizer, set_decay, set_rate
 from unimim.recipe import Replay
 from unimim.testing import absent_gpu, check_static_step

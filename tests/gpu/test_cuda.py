@@ -10,7 +10,9 @@ import torch
 from tests.engine import toys
 from tests.engine.test_loop import losses
 from unimim import Progress, Sampling
-from unimim.engine.loop import Guard, Meters, clip
+from unimim.engine.guard import Guard
+from unimim.engine.loop import clip
+from unimim.engine.meters import Meters
 from unimim.engine.optim import make_optimizer
 from unimim.engine.run import Run
 from unimim.training import build, train_recipe

@@ -17,8 +17,9 @@ from unimim import Objective, Sampling
 from unimim.engine.checkpoint import Checkpoints
 from unimim.engine.data.loader import order, steps
 from unimim.engine.distributed import process_group
+from unimim.engine.guard import NonFinite
 from unimim.engine.log import Log
-from unimim.engine.loop import NonFinite, backward, clip, train
+from unimim.engine.loop import backward, clip, train
 from unimim.engine.optim import make_optimizer
 from unimim.engine.run import Run
 from unimim.engine.state import awaited_state

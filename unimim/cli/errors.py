@@ -66,7 +66,8 @@ def run_errors(after: str) -> Iterator[None]:
     import torch
 
     from ..engine.data import BadImage, TooManyBadImages
-    from ..engine.loop import NonFinite, OutOfMemory
+    from ..engine.guard import NonFinite
+    from ..engine.loop import OutOfMemory
 
     try:
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,20 +10,21 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..targets import Replayed
 from ..types import Batch, Progress, Target
-from ..world import all_gather, all_reduce_sum, local, rank, world_size
-from .checkpoint import CheckpointError, Checkpoints, Found, write_text
-from .data.loader import STOPPING, Sampler, addresses, first_images, steps
+from ..world import all_reduce_sum, local, rank, world_size
+from .checkpoint import CheckpointError, Checkpoints, Found
+from .data.loader import STOPPING, Sampler, first_images, steps
 from .data.sources import ImageSource
 from .distributed import Agreement, accumulating, parallel
 from .folder import read_status, write_status
+from .guard import Guard, give_up
 from .log import Log
+from .meters import Meters
 from .optim import make_optimizer, set_decay, set_rate
-from .run import Plan, Run, split
+from .run import Plan, Run
 from .state import awaited_state, student_state, training_state
 from .targets import open_cache
 from .watch import Watch
@@ -50,10 +50,6 @@ class Trainable(Protocol):
     def on_step_start(self, progress: Progress) -> None: ...
     def on_step_end(self, progress: Progress) -> None: ...
     def on_epoch_end(self, progress: Progress) -> None: ...
-
-
-class NonFinite(RuntimeError):
-    """The loss or its gradient stopped being a number; the step was not taken."""
 
 
 class OutOfMemory(RuntimeError):
@@ -211,124 +207,6 @@ def clip(module: nn.Module, limit: float | None) -> Tensor:
     if limit is not None:
         torch._foreach_mul_([part for _, part in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
-
-
-class Guard:
-    """Keeps steps that gave no number from being taken, on the device, and learns of them without waiting for it.
-
-    Up to `allowed` such steps in a row are left out. With one more the guard is stuck: from there on no step is taken.
-    """
-
-    def __init__(self, device: torch.device, allowed: int) -> None:
-        self.allowed = allowed
-        self._run, self._stuck = torch.zeros((), device=device), torch.zeros((), device=device)
-        self._copy: tuple[Tensor, torch.cuda.Event] | None = None
-
-    def judge(self, loss: Tensor, grad_norm: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-        """Whether the step is sound, () bool, the same on every process; if not, optimizer.step() will do nothing."""
-        bad = (~(torch.isfinite(loss) & torch.isfinite(grad_norm))).float()
-        if world_size() > 1:
-            dist.all_reduce(bad, dist.ReduceOp.MAX)
-        self._run = (self._run + 1) * bad
-        self._stuck = torch.maximum(self._stuck, (self._run > self.allowed).float())
-        optimizer.found_inf = torch.maximum(bad, self._stuck)  # type: ignore[attr-defined]
-        return bad == 0
-
-    def stuck(self, wait: bool = False) -> bool:
-        """On CUDA what was so a call ago, unless `wait`; asking for now would stop the host until the device is done."""
-        if wait or self._stuck.device.type != "cuda":
-            return bool(self._stuck)
-        seen, copied = self._copy = self._copy or (torch.zeros((), pin_memory=True), torch.cuda.Event())
-        copied.synchronize()
-        before = bool(seen)
-        seen.copy_(self._stuck, non_blocking=True)
-        copied.record()
-        return before
-
-
-class Meters:
-    """Losses and gradient norms of sound steps, kept on the device until they are read."""
-
-    def __init__(self, state: Mapping[str, Any] | None, device: torch.device) -> None:
-        """state: what `state` gave when a run stopped between two readings.
-
-        Each process goes on with its own sums, so that the next reading adds in the same order and has the same bits;
-        where there were more or fewer processes, with the mean.
-        """
-        shares = state["sums"] if state else {}
-        self.sums: dict[str, Tensor] = {
-            name: torch.tensor(share[rank()] if len(share) == world_size() else sum(share) / len(share), device=device)
-            for name, share in shares.items()
-        }
-        self.steps: int = state["steps"] if state else 0
-
-    def state(self) -> dict[str, Any]:
-        """{"sums": {name: [of each process]}, "steps"}: what a checkpoint keeps of the time since the last reading; asks all."""
-        if not self.sums:
-            return {"sums": {}, "steps": 0}
-        shares = all_gather(torch.stack([*self.sums.values()])[None]).T.tolist()
-        return {"sums": dict(zip(self.sums, shares, strict=True)), "steps": self.steps}
-
-    def _reduced(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        if not values:
-            return {}
-        means = (all_reduce_sum(torch.stack([value.float() for value in values.values()])) / world_size()).tolist()
-        return dict(zip(values, means, strict=True))
-
-    def add(self, losses: Mapping[str, Tensor], grad_norm: Tensor, good: Tensor) -> None:
-        terms = {f"loss/{name}": value for name, value in losses.items() if name != "loss"}
-        values = {"loss": losses["loss"], **(terms if len(terms) > 1 else {}), "grad_norm": grad_norm.detach()}
-        kept = {name: torch.where(good, value.float(), 0.0) for name, value in values.items()} | {"good": good.float()}
-        self.sums = {name: self.sums[name] + value if self.sums else value for name, value in kept.items()}
-        self.steps += 1
-
-    def read(self, health: Mapping[str, Tensor]) -> dict[str, float]:
-        """Means since the last reading, losses over all processes; then start anew. "skipped", if any, counts steps.
-
-        health: scalars of the last step, which are read with them.
-        """
-        named = self._reduced({**self.sums, **health})
-        good = named.pop("good")
-        means = {n: v if n in health else v / good if good else float("nan") for n, v in named.items()}
-        skipped = {"skipped": self.steps - round(good)} if round(good) < self.steps else {}
-        self.sums, self.steps = {}, 0
-        return means | skipped
-
-
-def give_up(
-    objective: Any,
-    optimizer: torch.optim.Optimizer,
-    source: ImageSource,
-    plan: Plan,
-    run: Run,
-    step: int,
-    losses: Mapping[str, Tensor],
-    grad_norm: Tensor,
-) -> None:
-    """Leave what is needed to see the step again in run.out/nonfinite, and raise NonFinite.
-
-    A checkpoint from before the step (CUDA tells a step late, so `step` is the one after; no step was taken since), and
-    a file that names every image of the process's share.
-    """
-    folder = run.out / "nonfinite"
-    checkpoints = Checkpoints(folder, keep=1)
-    checkpoints.save(step, training_state(objective, optimizer), student_state(objective), {})
-    checkpoints.wait()
-    checkpoints.close()
-    micro, repeats = split(plan.batch, world_size(), run.micro_batch)
-    shares = addresses(plan, micro, repeats, step)
-    terms = {name: value for name, value in losses.items() if name == "loss" or len(losses) > 2}
-    values = {name: value.item() for name, value in {**terms, "grad_norm": grad_norm}.items()}
-    epoch = step // plan.steps_per_epoch
-    names = [source.name(index) for _ in range(repeats) for _, index in next(shares)]
-    about = {"step": step, "epoch": epoch, "rank": rank(), "values": {k: str(v) for k, v in values.items()}}
-    write_text(folder / f"step-{step}-rank-{rank()}.json", json.dumps(about | {"images": names}, indent=1))
-    listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
-    raise NonFinite(
-        f"not a number by step {step} ({listed}); the step was not taken. {folder} holds the state before it and the "
-        f"names of its images. Lower optimization.lr, lengthen the warm-up, set optimization.clip_norm, or try "
-        f"precision=float32 in a new folder; or go on here and leave such steps out, with run.skip_nonfinite=1."
-    )
 
 
 def save(

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..engine.loop import Guard, arranged, backward, clip
+from ..engine.guard import Guard
+from ..engine.loop import arranged, backward, clip
 from ..engine.optim import make_optimizer, set_decay, set_rate
 from ..engine.run import Plan, split
 from ..objective import Objective
