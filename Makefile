@@ -26,8 +26,8 @@ demo: $(INSTALLED)
 	  --data $(DEMO_DATA) --in-memory --probe-images 4000 --log-every 25 --out $(DEMO)
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 plugins
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --maxschedchunk 1 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --maxschedchunk 1 plugins
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

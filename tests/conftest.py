@@ -25,6 +25,12 @@ settings.register_profile("tests", deadline=None, derandomize=True, max_examples
 settings.load_profile("tests")
 torch.set_num_threads(1)
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, so that no process is left alone with one at the end (with --maxschedchunk 1)."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 Register = Callable[..., Plugin]
 
 

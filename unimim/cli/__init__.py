@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
 import typer
 
@@ -84,6 +85,12 @@ def unimim(
         typer.echo(context.get_help())
 
 
+@cache
+def command() -> Callable[..., Any]:
+    """What typer makes of `app`, once in a process: making it takes longer than many a command."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `unimim ARGUMENTS` (None: those of the process) and return its exit code."""
-    return errors.run(app, arguments)
+    return errors.run(command(), arguments)

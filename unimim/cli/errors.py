@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 
@@ -83,10 +84,10 @@ def run_errors(after: str) -> Iterator[None]:
         raise Failed(f"out of memory ({str(error).splitlines()[0]}); {after}") from error
 
 
-def run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
+def run(command: Callable[..., Any], arguments: Sequence[str] | None) -> int:
     """The exit code of `unimim ARGUMENTS`, after its message. What nobody foresaw keeps its traceback."""
     try:
-        code = app(arguments, prog_name="unimim", standalone_mode=False)
+        code = command(arguments, prog_name="unimim", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
