@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -84,6 +85,7 @@ def _join(
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    faulthandler.enable()  # where a process was that C code aborted
     about = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": procs, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in about.items()})
     os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", UNIMIM_PLUGINS="none")  # the store is not rank 0's
