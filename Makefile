@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
 demo: $(INSTALLED)
 	$(BIN)/unimim teachers train-clip --data $(DEMO_DATA) --patch-size 16 --epochs 12 --batch 64 --out $(DEMO)/teacher
-	$(BIN)/unimim compare mae-micro beit-micro data2vec-micro maskdistill-micro student.patch_size=16 epochs=6 batch=64 \
+	$(BIN)/unimim compare mae-micro beit-micro data2vec-micro maskdistill-micro student.patch_size=16 epochs=6 batch=64 precision=float32 \
 	  beit-micro:teacher.max_tokens=32768 maskdistill-micro:teacher.model=local-dir:$(DEMO)/teacher \
 	  --data $(DEMO_DATA) --in-memory --probe-images 4000 --log-every 25 --out $(DEMO)
 

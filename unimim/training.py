@@ -236,6 +236,11 @@ def _greet(log: Log, recipe: Recipe, plan: Plan, run: Run, source: ImageSource) 
         log.say(
             "target cache not used: the recipe replays nothing; replay.crops=1 makes crops come again, another result"
         )
+    if plan.precision == "bfloat16" and emulates_bfloat16(run.device):
+        log.say(
+            "this processor only emulates bfloat16, many times slower than float32 (unimim doctor measures it); "
+            "precision=float32 is another recipe, and a faster one here"
+        )
     axes = ", ".join(f"{axis} {value}" for axis, value in recipe.axes().items())
     micro = run.micro_batch or plan.batch // world_size()
     repeats = plan.batch // world_size() // micro
@@ -244,6 +249,11 @@ def _greet(log: Log, recipe: Recipe, plan: Plan, run: Run, source: ImageSource) 
         f"batch {plan.batch} = {world_size()} processes x {micro} images x {repeats}; peak rate "
         f"{plan.optimization.peak(plan.batch):.2e}; {len(source)} images, {plan.total_steps} steps on {run.device}"
     )
+
+
+def emulates_bfloat16(device: str) -> bool:
+    """Whether oneDNN, which multiplies matrices for torch on a CPU, finds no bfloat16 instructions it could use."""
+    return device == "cpu" and torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "pydantic", "numpy", "pillow", "safetensors", "pluggy")

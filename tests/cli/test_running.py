@@ -64,6 +64,16 @@ def test_a_cache_that_nothing_is_kept_in_is_told(unimim: Unimim, images: Path, t
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(("units", "precision", "told"), [(0, "bfloat16", 1), (0, "float32", 0), (1, "bfloat16", 0)])
+def test_a_processor_without_bfloat16_is_told(
+    unimim: Unimim, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units: int, precision: str, told: int
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bool(units))
+    ran = train(unimim, images, tmp_path / "run", "epochs=1", f"precision={precision}")
+    assert ran.code == 0
+    assert ran.err.count("precision=float32 is another recipe, and a faster one here") == told
+
+
 def test_replay_repeats_a_run(unimim: Unimim, trained: Path, tmp_path: Path) -> None:
     ran = unimim("replay", trained)
     assert (ran.code, ran.out) == (0, "identical for 8 steps\n")

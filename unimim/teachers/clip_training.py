@@ -100,6 +100,7 @@ def train_clip(
 
     A folder that holds the outcome of the same settings and data is returned as it is. Images are kept in memory as
     uint8, 3 * image_size^2 bytes each. The image embedding is the mean over patches, because patches are what MIM uses.
+    CUDA devices compute under bfloat16 autocast, others in float32: many CPUs only emulate bfloat16.
 
     Raises ValueError if out_dir holds anything else, or the sizes do not fit.
     """
@@ -183,7 +184,7 @@ def _train(plan: _Plan, images: Tensor, texts: _Texts, device: torch.device, log
         for index in torch.randperm(len(images))[: per_epoch * batch].split(batch):
             present, own = texts.own[index].unique(return_inverse=True)
             pixels = (augment(images[index]).to(device).float() / 255 - mean) / std
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
                 pair = model.encode_image(pixels), model.encode_text(texts.tokens[present].to(device))
             image, text = (F.normalize(side.float(), dim=-1) for side in pair)
             loss = contrastive_loss(image, text, own.to(device), model.logit_scale.exp().clamp(max=100))
