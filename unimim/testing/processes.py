@@ -100,7 +100,7 @@ def _start(act: Callable[..., None], *arguments: str, procs: int, seconds: float
 def _join_all(meet: str, procs: int, act: str, arguments: Sequence[str]) -> None:
     """`_join` in `procs` processes: forks of this one where that is safe, for loading torch takes longer than the step.
 
-    Forks also leave without the interpreter's clean-up, during which a gloo thread that drops a last tensor would abort.
+    Forks also end without the interpreter's clean-up, during which threads of gloo would still run.
     """
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     parts = [context.Process(target=_join, args=(meet, procs, number, act, arguments)) for number in range(procs)]

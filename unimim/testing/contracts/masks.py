@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,10 +44,7 @@ def check_mask(mask: Named, grids: Sequence[Size] = ((4, 6), (7, 7), (14, 14))) 
 def _check_source(must: Must, sampler: Any, grid: Size) -> None:
     for seed in range(8):
         hidden = sampler.sample(grid, rng(seed))
-        source, again = (sampler.source(hidden, rng(seed, 1)) for _ in range(2))
-        right = source.shape == hidden.shape and source.dtype == np.int64
-        must(right, f"source must be {hidden.shape} int64, not {source.shape} {source.dtype}")
-        must(np.array_equal(source, again), "source must draw from the generator it is given and from nothing else")
+        source = _drawn(must, "source", sampler.source, hidden, seed)
         own = np.broadcast_to(np.arange(hidden.shape[1]), hidden.shape)
         must(bool((source == own)[~hidden].all()), "a visible patch must show itself")
         inside = bool(((source >= -1) & (source < hidden.shape[1])).all())
@@ -58,13 +55,19 @@ def _check_groups(must: Must, sampler: Any, grid: Size) -> None:
     number = sampler.config.num_groups
     for seed in range(8):
         hidden = sampler.sample(grid, rng(seed))
-        group, again = (sampler.group(hidden, rng(seed, 1)) for _ in range(2))
-        right = group.shape == hidden.shape and group.dtype == np.int64
-        must(right, f"group must be {hidden.shape} int64, not {group.shape} {group.dtype}")
-        must(np.array_equal(group, again), "group must draw from the generator it is given and from nothing else")
+        group = _drawn(must, "group", sampler.group, hidden, seed)
         for row, own in zip(group, hidden, strict=True):
             sizes = np.bincount(row[own], minlength=number).tolist()
             must(len(sizes) == number and len({*sizes}) == 1, f"{number} groups must be of equal size, not {sizes}")
+
+
+def _drawn(must: Must, name: str, draw: Callable[..., Any], hidden: Any, seed: int) -> Any:
+    """What `draw` makes for each patch of `hidden`: an int64 array of its shape, pure in its generator."""
+    drawn, again = (draw(hidden, rng(seed, 1)) for _ in range(2))
+    right = drawn.shape == hidden.shape and drawn.dtype == np.int64
+    must(right, f"{name} must be {hidden.shape} int64, not {drawn.shape} {drawn.dtype}")
+    must(np.array_equal(drawn, again), f"{name} must draw from the generator it is given and from nothing else")
+    return drawn
 
 
 def _check_weight(must: Must, sampler: Any, grid: Size) -> None:
